@@ -1,0 +1,198 @@
+"""The package contract: frozen dataclasses that `export` writes to edgevlm.json and the runtime reads.
+
+Nothing here imports the rest of the project, and nothing is inferred at run time from names or shapes:
+what the runtime needs to know stands in one of these fields. Image sizes are (height, width).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "edgevlm.json"
+
+GraphName = Literal["vision_encoder", "embed_tokens", "decoder_model_merged"]
+Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+TilingScheme = Literal[
+    "square", "relaxed", "tile_grid", "internvl", "llava_next", "smart_resize", "naflex", "patch_budget", "slices"
+]
+
+
+@dataclass(frozen=True)
+class ProcessorSpec:
+    """How a picture becomes tiles of (C, S, S, 3) uint8 and then (C, 3, S, S) float32."""
+
+    scheme: TilingScheme
+    tile_px: int
+    resample: Resample
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    rescale_factor: float = 1 / 255
+    thumbnail: Literal["none", "first", "last"] = "none"
+    max_rows: int = 1
+    """Largest grid height (`relaxed`); for `internvl` the budget is max_tiles."""
+    max_cols: int = 1
+    max_tiles: int = 1
+    """Largest number of grid tiles, without the thumbnail."""
+    relaxed_alpha: float = 0.1
+    longest_edge_px: int | None = None
+    """`tile_grid`: the longer side is resized to this before the picture is cut."""
+    grid_pinpoints: tuple[tuple[int, int], ...] = ()
+    """`llava_next`: allowed canvases as (height_px, width_px)."""
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """How the image marker of a chat template is expanded.
+
+    Text pieces around runs of `tokens_per_tile` image tokens; `{row}` and `{col}` count from 1. A picture of one
+    tile is `single_prefix + tokens + image_suffix`; a grid is `image_prefix`, per tile `tile_prefix + tokens`,
+    `row_suffix` after each row, `thumbnail_prefix + tokens` where the thumbnail stands, then `image_suffix`.
+    """
+
+    image_token: str
+    image_token_id: int
+    tokens_per_tile: int
+    image_prefix: str = ""
+    single_prefix: str = ""
+    tile_prefix: str = ""
+    row_suffix: str = ""
+    thumbnail_prefix: str = ""
+    image_suffix: str = ""
+    content_format: Literal["string", "list"] = "string"
+    """What the chat template expects as `message['content']`: a string, or a list of typed parts."""
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One tensor of the decoder's state: input `past_name`, output `present_name`.
+
+    `shape` is the shape of one sequence; the axis written as 'P' grows with the past tokens (its capacity is the
+    context length chosen at load time).
+    """
+
+    kind: Literal["key", "value", "conv", "delta"]
+    layer: int
+    past_name: str
+    present_name: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """What the loop must know about the language model."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    default_context: int
+    cache: tuple[CacheEntry, ...]
+    kv_bits: tuple[tuple[int, int], ...]
+    """Per layer (bits of keys, bits of values) for the native backend: 16 (float), 8 or 4."""
+    position_rank: Literal[1, 3] = 1
+
+
+@dataclass(frozen=True)
+class GenerationSpec:
+    """Defaults from generation_config.json; the ids that end a turn."""
+
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the package, path relative to the package with forward slashes."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One ONNX graph and the external data files that it reads (a tied table may live in another graph's file)."""
+
+    name: GraphName
+    path: str
+    data: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """Quantisation error of one tensor: relative root-mean-square error, ||W - W_q|| / ||W||."""
+
+    name: str
+    scheme: str
+    relative_rms: float
+
+
+@dataclass(frozen=True)
+class QuantEntry:
+    """What was quantised how. `overrides` is an ordered list of (pattern, scheme); the first match wins."""
+
+    language_scheme: str
+    vision_scheme: str
+    overrides: tuple[tuple[str, str], ...]
+    worst_tensors: tuple[TensorError, ...]
+    mean_bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class ComponentSize:
+    """One line of the size table."""
+
+    component: str
+    parameters: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ParityEntry:
+    """One verified (or not yet verified) number.
+
+    `status` is 'unverified' when the check needs software that was missing; `detail` then says how to run it.
+    """
+
+    stage: str
+    against: str
+    metric: str
+    status: Literal["pass", "fail", "unverified"]
+    value: float | None = None
+    bound: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """edgevlm.json, whole."""
+
+    schema_version: int
+    name: str
+    arch: str
+    created: str
+    """UTC time, ISO 8601."""
+    source: str
+    """What it was exported from, as the user named it (no absolute machine path)."""
+    versions: dict[str, str]
+    processor: ProcessorSpec | None
+    prompt: PromptSpec | None
+    decoder: DecoderSpec
+    generation: GenerationSpec
+    graphs: tuple[GraphEntry, ...]
+    quant: QuantEntry
+    sizes: tuple[ComponentSize, ...]
+    parity: tuple[ParityEntry, ...]
+    files: tuple[FileEntry, ...]
