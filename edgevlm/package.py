@@ -1,0 +1,278 @@
+"""Opens a package directory; refuses, by file and reason, what is missing, damaged, unsafe or of another version.
+
+`open_package` reads the manifest, sizes and ONNX headers only; hashes are `Package.check_hashes`, on demand. After it
+returns, every path used later is a regular file inside the package, and no graph points outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgevlm.errors import PackageError
+from edgevlm.onnx_file import stored_tensors
+from edgevlm.spec import MANIFEST_NAME, SCHEMA_VERSION, GraphEntry, Manifest
+from edgevlm.strict_json import from_json
+
+PARTIAL_SUFFIX = ".partial"
+"""Ends the name of the directory that a writer renames when the package is whole."""
+MAX_MANIFEST_BYTES = 32 << 20
+MAX_GRAPH_BYTES = (1 << 31) - 1
+"""protobuf's own limit; weights are external data."""
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Package:
+    """A validated package on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, relative: str) -> Path:
+        """Returns the path of a file of the package.
+
+        Raises PackageError when `relative` is unsafe or no such regular file exists.
+        """
+        target = _safe_join(self.path, relative)
+        _regular_file_size(self.path, target, relative)
+        return target
+
+    def has_file(self, relative: str) -> bool:
+        """Returns whether the manifest lists `relative`."""
+        return any(entry.path == relative for entry in self.manifest.files)
+
+    def has_graph(self, name: str) -> bool:
+        """Returns whether the package holds the ONNX graph `name`."""
+        return any(graph.name == name for graph in self.manifest.graphs)
+
+    def graph(self, name: str) -> Path:
+        """Returns the .onnx file of graph `name`. Raises PackageError when the package has none."""
+        return self.file(self.graph_entry(name).path)
+
+    def graph_entry(self, name: str) -> GraphEntry:
+        """Returns the manifest's entry of graph `name`. Raises PackageError when the package has none."""
+        for graph in self.manifest.graphs:
+            if graph.name == name:
+                return graph
+        held = ", ".join(graph.name for graph in self.manifest.graphs) or "none (a package for one device only)"
+        raise PackageError(f"{self.path}: the package has no graph {name!r} (it holds: {held}); export it again")
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether pictures can be given."""
+        return self.manifest.processor is not None
+
+    def check_hashes(self, progress: Callable[[str, int], None] | None = None) -> None:
+        """Compares every listed file with its sha256; `progress(path, n_bytes)` is called as bytes are read.
+
+        Raises PackageError naming the first file that differs.
+        """
+        for entry in self.manifest.files:
+            digest = hashlib.sha256()
+            with self.file(entry.path).open("rb") as file:
+                while block := file.read(_HASH_BLOCK_BYTES):
+                    digest.update(block)
+                    if progress is not None:
+                        progress(entry.path, len(block))
+            if digest.hexdigest() != entry.sha256:
+                raise PackageError(
+                    f"{self.path / entry.path}: sha256 is {digest.hexdigest()[:16]}…, the manifest says "
+                    f"{entry.sha256[:16]}…; the file is damaged or was changed, copy or export the package again"
+                )
+
+
+def open_package(path: str | Path) -> Package:
+    """Returns the validated package in directory `path`.
+
+    Raises PackageError for anything that is missing, unsafe, damaged or of another schema version.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise PackageError(f"{root}: no such package directory; export one with `edgevlm export`")
+    if not root.is_dir():
+        raise PackageError(f"{root}: a package is a directory with {MANIFEST_NAME}, this is a file")
+    if root.resolve().name.endswith(PARTIAL_SUFFIX):
+        raise PackageError(
+            f"{root}: this is the unfinished output of an interrupted export; delete it and export again"
+        )
+    manifest = _read_manifest(root)
+    package = Package(root, manifest)
+    _check_values(root, manifest)
+    sizes = _check_files(root, manifest)
+    for graph in manifest.graphs:
+        _check_graph(root, graph, sizes)
+    return package
+
+
+def _read_manifest(root: Path) -> Manifest:
+    path = root / MANIFEST_NAME
+    if not path.exists() and not path.is_symlink():
+        raise PackageError(
+            f"{root}: no {MANIFEST_NAME} here, so this is not a package; export one with `edgevlm export`"
+        )
+    size = _regular_file_size(root, path, MANIFEST_NAME)
+    if size > MAX_MANIFEST_BYTES:
+        raise PackageError(f"{path}: {size} bytes is more than a manifest may have ({MAX_MANIFEST_BYTES})")
+    try:
+        data = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else f"is not valid JSON ({error})"
+        raise PackageError(f"{path}: the manifest {reason}; copy or export the package again") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is not int:
+        raise PackageError(f"{path}: no integer 'schema_version', so this is not a package manifest")
+    if version > SCHEMA_VERSION:
+        raise PackageError(
+            f"{path}: the package has schema version {version}, this edgevlm reads {SCHEMA_VERSION}; upgrade edgevlm"
+        )
+    if version < SCHEMA_VERSION:
+        raise PackageError(
+            f"{path}: the package has schema version {version}, this edgevlm reads {SCHEMA_VERSION}; export it again"
+        )
+    try:
+        return from_json(Manifest, data, MANIFEST_NAME)
+    except ValueError as error:
+        raise PackageError(f"{path}: {error}; copy or export the package again") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r} stands twice")
+    return result
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _check_values(root: Path, manifest: Manifest) -> None:
+    """Refuses fields that parse but that no exporter writes: they would turn into allocations or divisions."""
+
+    def require(condition: bool, what: str) -> None:
+        if not condition:
+            raise PackageError(f"{root / MANIFEST_NAME}: {what}; export the package again")
+
+    decoder, processor, prompt = manifest.decoder, manifest.processor, manifest.prompt
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"):
+        value = getattr(decoder, name)
+        require(1 <= value <= 1 << 16, f"decoder.{name} is {value}, expected 1 to {1 << 16}")
+    require(1 <= decoder.vocab_size <= 1 << 24, f"decoder.vocab_size is {decoder.vocab_size}")
+    require(
+        1 <= decoder.default_context <= decoder.max_position_embeddings <= 1 << 24,
+        f"decoder.default_context {decoder.default_context} and max_position_embeddings "
+        f"{decoder.max_position_embeddings} do not fit together",
+    )
+    names = [name for entry in decoder.cache for name in (entry.past_name, entry.present_name)]
+    require(len(decoder.cache) > 0 and len(set(names)) == len(names), "decoder.cache names are missing or not unique")
+    for entry in decoder.cache:
+        numbers = [axis for axis in entry.shape if isinstance(axis, int)]
+        require(
+            all(1 <= axis <= 1 << 20 for axis in numbers)
+            and all(axis == "P" for axis in entry.shape if isinstance(axis, str)),
+            f"decoder.cache shape of {entry.past_name!r} is {entry.shape}",
+        )
+        require(0 <= entry.layer < decoder.num_hidden_layers, f"decoder.cache layer {entry.layer} does not exist")
+    eos = manifest.generation.eos_token_ids
+    require(all(0 <= token < decoder.vocab_size for token in eos), f"generation.eos_token_ids {eos} are no token ids")
+    require((processor is None) == (prompt is None), "one of 'processor' and 'prompt' is given without the other")
+    if processor is not None and prompt is not None:
+        require(1 <= processor.tile_px <= 8192, f"processor.tile_px is {processor.tile_px}")
+        require(
+            1 <= processor.max_rows <= 256 and 1 <= processor.max_cols <= 256 and 1 <= processor.max_tiles <= 4096,
+            f"processor grid {processor.max_rows}x{processor.max_cols}, {processor.max_tiles} tiles is out of range",
+        )
+        numbers = (*processor.image_mean, *processor.image_std, processor.rescale_factor, processor.relaxed_alpha)
+        require(all(math.isfinite(n) for n in numbers), "processor numbers must be finite")
+        require(all(n > 0 for n in processor.image_std), f"processor.image_std is {processor.image_std}")
+        require(1 <= prompt.tokens_per_tile <= 1 << 16, f"prompt.tokens_per_tile is {prompt.tokens_per_tile}")
+
+
+def _check_files(root: Path, manifest: Manifest) -> dict[str, int]:
+    """Returns path -> size of every listed file, all of them present."""
+    sizes: dict[str, int] = {}
+    for entry in manifest.files:
+        if entry.path in sizes:
+            raise PackageError(f"{root / MANIFEST_NAME}: file {entry.path!r} is listed twice")
+        found = _regular_file_size(root, _safe_join(root, entry.path), entry.path)
+        if found != entry.size_bytes:
+            raise PackageError(
+                f"{root / entry.path}: {found} bytes, the manifest says {entry.size_bytes}; the copy is not whole, "
+                "copy or export the package again"
+            )
+        sizes[entry.path] = found
+    return sizes
+
+
+def _check_graph(root: Path, graph: GraphEntry, sizes: dict[str, int]) -> None:
+    for relative in (graph.path, *graph.data):
+        _safe_join(root, relative)
+        if relative not in sizes:
+            raise PackageError(f"{root / MANIFEST_NAME}: graph {graph.name!r} uses {relative!r}, which 'files' lacks")
+    path = root / graph.path
+    if sizes[graph.path] > MAX_GRAPH_BYTES:
+        raise PackageError(f"{path}: {sizes[graph.path]} bytes is more than an ONNX file may have")
+    try:
+        tensors = stored_tensors(path)
+    except ValueError as error:
+        raise PackageError(f"{path}: not a readable ONNX file ({error}); copy or export the package again") from None
+    folder = PurePosixPath(graph.path).parent
+    allowed = set(graph.data)
+    for tensor in tensors:
+        if tensor.location is None:
+            continue
+        relative = (folder / tensor.location).as_posix()
+        _safe_join(root, tensor.location)
+        if relative not in allowed:
+            raise PackageError(
+                f"{path}: tensor {tensor.name!r} reads {tensor.location!r}, which is not among the graph's data files "
+                f"({', '.join(sorted(allowed)) or 'none'}); export the package again"
+            )
+        end = tensor.offset + (tensor.length or 0)
+        if end > sizes[relative]:
+            raise PackageError(
+                f"{path}: tensor {tensor.name!r} ends at byte {end} of {relative!r}, which has {sizes[relative]} "
+                "bytes; copy or export the package again"
+            )
+
+
+def _safe_join(root: Path, relative: str) -> Path:
+    parts = relative.split("/")
+    unsafe = (
+        not relative
+        or "\\" in relative
+        or ":" in relative
+        or any(ord(character) < 32 for character in relative)
+        or any(part in ("", ".", "..") for part in parts)
+    )
+    if unsafe:
+        raise PackageError(f"{root}: unsafe path {relative!r}; paths in a package are relative, without '..' or links")
+    return root.joinpath(*parts)
+
+
+def _regular_file_size(root: Path, path: Path, relative: str) -> int:
+    """Returns the size of `path`. Raises PackageError for a missing file, a link on the way or a special file."""
+    current = root
+    parts = path.relative_to(root).parts
+    for index, part in enumerate(parts):
+        current = current / part
+        try:
+            status = current.lstat()
+        except OSError as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise PackageError(f"{root / relative}: the file {reason}; copy or export the package again") from None
+        if stat.S_ISLNK(status.st_mode):
+            raise PackageError(f"{current}: links are refused in a package; put the file itself there")
+        is_last = index == len(parts) - 1
+        if is_last and not stat.S_ISREG(status.st_mode):
+            raise PackageError(f"{current}: expected a regular file")
+    return status.st_size
