@@ -1,0 +1,144 @@
+# make demo   export a small real model, ask it about a picture
+# make test   lint, types, tests
+# Both need only python3 (3.11 or later), python3-venv, make and a C compiler; they make .venv and change nothing else.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.SILENT:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+WORKERS ?= 2
+IMAGE ?= assets/blue-rectangle.png
+QUESTION ?= What color is the shape?
+
+VENV := .venv
+VENV_REFERENCE := .venv-reference
+BUILD := build
+DEMO := $(BUILD)/demo
+EXPORTED := $(DEMO)/exported
+
+# Everything that changes an exported package; the demo's package is made again when one of these is newer.
+EXPORT_INPUTS := $(shell find edgevlm export -name '*.py') $(wildcard assets/demo/fetch.py assets/demo/*.json assets/demo/*.safetensors)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help check demo test lint test-reference deps golden parity docs clean
+
+help: ## print this list
+	grep -E '^[a-z-]+:.*## ' Makefile | while IFS= read -r line; do printf '  make %-15s %s\n' "$${line%%:*}" "$${line##*## }"; done
+
+check:
+	packages=''
+	if ! command -v "$(PYTHON)" >/dev/null; then
+	  packages='python3 python3-venv'
+	elif ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+	  echo "edgevlm needs Python 3.11 or later; $(PYTHON) is $$("$(PYTHON)" -V 2>&1). Name another one: make PYTHON=python3.12" >&2
+	  exit 1
+	elif ! "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null; then
+	  packages='python3-venv'
+	fi
+	if ! command -v cc >/dev/null && ! command -v gcc >/dev/null && ! command -v clang >/dev/null; then
+	  packages="$$packages gcc libc6-dev"
+	fi
+	if [ -n "$$packages" ]; then
+	  echo "Missing on this machine. Type this, then make again:" >&2
+	  echo "  sudo apt-get install -y $$packages" >&2
+	  exit 1
+	fi
+
+# Downloads are tried twice; what pip says is shown only when both fail.
+define install
+	if [ ! -x $(1)/bin/python ]; then rm -rf $(1); "$(PYTHON)" -m venv $(1); fi
+	log=$$(mktemp); trap 'rm -f "$$log"' EXIT
+	attempt() {
+	  $(1)/bin/python -m pip install -qq $(PIP_FLAGS) -r requirements/$(2).txt &&
+	  $(1)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
+	}
+	echo "Installing requirements/$(2).txt into $(1) ..."
+	if ! attempt >"$$log" 2>&1 && ! { sleep 3; attempt >"$$log" 2>&1; }; then
+	  cat "$$log" >&2
+	  if grep -qiE 'connection|resolution|resolve host|timed out|timeout|unreachable|Max retries|ProxyError|SSLError' "$$log"; then
+	    echo "No package could be downloaded. Check the network (or pip's index and proxy settings), then run make again." >&2
+	  else
+	    echo "pip could not install requirements/$(2).txt; its own words are above." >&2
+	  fi
+	  exit 1
+	fi
+	touch $@
+endef
+
+$(VENV)/.export: requirements/base.txt requirements/export.txt pyproject.toml | check
+	$(call install,$(VENV),export)
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.export | check
+	$(call install,$(VENV),dev)
+
+$(VENV_REFERENCE)/.reference: $(wildcard requirements/*.txt) pyproject.toml | check
+	$(call install,$(VENV_REFERENCE),reference)
+
+$(EXPORTED): $(VENV)/.export $(EXPORT_INPUTS)
+	mkdir -p $(DEMO)
+	echo "Fetching the demo's weights (190 MB the first time) ..."
+	checkpoint=$$($(VENV)/bin/python assets/demo/fetch.py)
+	echo "Exporting $$checkpoint ..."
+	$(VENV)/bin/edgevlm export "$$checkpoint" -o $(DEMO)/package --force >$@.tmp
+	mv $@.tmp $@
+
+demo: $(EXPORTED) ## export a small real model and ask it about a picture
+	package=$$(cat $(EXPORTED))
+	echo
+	echo "picture:  $(IMAGE)"
+	echo "question: $(QUESTION)"
+	printf 'answer:   '
+	$(VENV)/bin/edgevlm run "$$package" "$(QUESTION)" --image "$(IMAGE)" --timings
+	echo
+	echo "package:  $$package"
+	echo "Ask something else: $(VENV)/bin/edgevlm run $$package 'Is there a circle?' --image $(IMAGE)"
+
+lint: $(VENV)/.dev ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: $(VENV)/.dev ## lint, types, tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
+
+test-reference: $(VENV_REFERENCE)/.reference ## the comparisons live against transformers and torch, and with real weights
+	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m pytest -m 'reference or weights' $(PYTEST_FLAGS)
+
+DEBIAN_TOOLS := clang-19 lld-19 llvm-19 qemu-user gcc-aarch64-linux-gnu g++-aarch64-linux-gnu
+deps: ## install the optional Debian tools (tests that need them skip without)
+	command -v apt-get >/dev/null || { echo "make deps knows Debian's apt-get only; install by hand: $(DEBIAN_TOOLS)" >&2; exit 1; }
+	root=''; [ "$$(id -u)" = 0 ] || root=sudo
+	echo "Installing $(DEBIAN_TOOLS) ..."
+	log=$$(mktemp); trap 'rm -f "$$log"' EXIT
+	attempt() {
+	  $$root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$root apt-get install -qq -y --no-install-recommends $(DEBIAN_TOOLS)
+	}
+	if ! attempt >"$$log" 2>&1 && ! { sleep 3; attempt >"$$log" 2>&1; }; then
+	  tail -n 30 "$$log" >&2
+	  echo "apt-get failed twice; its own words are above." >&2
+	  exit 1
+	fi
+
+golden: $(VENV_REFERENCE)/.reference ## make the golden files again from transformers
+	for script in tests/golden/make_*.py; do echo "$$script"; $(VENV_REFERENCE)/bin/python "$$script"; done
+
+parity: $(VENV_REFERENCE)/.reference ## write README's parity table
+	$(VENV_REFERENCE)/bin/python tests/parity_table.py --write README.md
+
+docs: $(VENV)/.dev ## write the generated pages of docs/
+	$(VENV)/bin/python -m edgevlm.cli.docs --write docs/cli.md
+	$(VENV)/bin/python -m export.format_docs --write docs/package-format.md
+	$(VENV)/bin/python tests/broken/make_docs.py --write docs/broken-inputs.md
+
+clean: ## remove the virtual environments and everything built
+	rm -rf $(VENV) $(VENV_REFERENCE) $(BUILD) dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""The `edgevlm` command: parses, runs one subcommand, turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from edgevlm.cli.output import json_object, note
+from edgevlm.cli.parser import build_parser
+from edgevlm.errors import INTERRUPTED_EXIT_CODE, BackendError, EdgeVLMError
+
+CLOSED_PIPE_EXIT_CODE = 141
+"""stdout's reader has gone (128 + SIGPIPE), as for a C program in a shell pipeline."""
+
+EXTRA_OF_MODULE = {
+    "onnx": "export",
+    "gguf": "export",
+    "safetensors": "export",
+    "ml_dtypes": "export",
+    "export": "export",
+    "torch": "reference",
+    "transformers": "reference",
+    "tvm": "tvm",
+    "onnxruntime_qnn": "qnn",
+}
+"""Packages that an extra brings, for the message when one is missing."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's); returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json, debug = "--json" in words, "--debug" in words
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        stream=sys.stderr,
+        format="edgevlm: %(levelname)s: %(message)s",
+    )
+    try:
+        args = build_parser().parse_args(words)
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _fail("KeyboardInterrupt", "interrupted", INTERRUPTED_EXIT_CODE, as_json)
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on exit; nothing may be left for it to fail on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return CLOSED_PIPE_EXIT_CODE
+    except EdgeVLMError as error:
+        _trace(debug)
+        return _fail(type(error).__name__, str(error), error.exit_code, as_json)
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF_MODULE.get((error.name or "").split(".")[0])
+        _trace(debug or extra is None)
+        return _fail("BackendError", _missing_module(error, extra), BackendError.exit_code, as_json)
+    except OSError as error:
+        _trace(debug)
+        what = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        return _fail("OSError", what, EdgeVLMError.exit_code, as_json)
+    except Exception as error:  # noqa: BLE001 - a defect of ours: shown whole, and still one line for scripts
+        _trace(True)
+        message = f"{type(error).__name__}: {error} (a defect in edgevlm; please report it with the lines above)"
+        return _fail("InternalError", message, EdgeVLMError.exit_code, as_json)
+
+
+def _missing_module(error: ModuleNotFoundError, extra: str | None) -> str:
+    if extra is None:
+        return f"the Python package {error.name!r} is missing; install edgevlm again"
+    return f"this needs the Python package {error.name!r}; install it with: pip install 'edgevlm[{extra}]'"
+
+
+def _trace(wanted: bool) -> None:
+    if wanted:
+        traceback.print_exc(file=sys.stderr)
+
+
+def _fail(kind: str, message: str, exit_code: int, as_json: bool) -> int:
+    one_line = " ".join(message.split())
+    if as_json:
+        json_object({"error": {"type": kind, "message": one_line, "exit_code": exit_code}})
+    else:
+        note(f"edgevlm: error: {one_line}" if exit_code != INTERRUPTED_EXIT_CODE else "edgevlm: interrupted")
+    return exit_code

@@ -1,0 +1,58 @@
+"""Options that several subcommands share: how a package is loaded, how tokens are chosen."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from edgevlm.cli.parser import number, size_bytes
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what edgevlm.load takes."""
+    group = parser.add_argument_group("loading")
+    group.add_argument("--backend", default="auto", metavar="NAME", help="auto or onnx (default: auto)")
+    group.add_argument("--threads", type=number(int, 1), metavar="N", help="CPU threads (default: all cores)")
+    group.add_argument(
+        "--context", type=number(int, 1), metavar="N", help="context length in tokens (default: the package's)"
+    )
+    group.add_argument(
+        "--memory-budget", type=size_bytes, metavar="SIZE", help="refuse to load above this, for example 1500M or 2G"
+    )
+    group.add_argument("--fit", action="store_true", help="use fewer picture tiles when the context would overflow")
+
+
+def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keyword arguments of edgevlm.load."""
+    return {
+        "backend": args.backend,
+        "threads": args.threads,
+        "context": args.context,
+        "memory_budget_bytes": args.memory_budget,
+        "fit": args.fit,
+    }
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what Model.generate takes besides the prompt; the defaults are the package's."""
+    group = parser.add_argument_group("generation")
+    group.add_argument(
+        "--max-new-tokens", type=number(int, 1), default=256, metavar="N", help="longest answer (default: 256)"
+    )
+    group.add_argument("--temperature", type=number(float, 0), metavar="X", help="0 always takes the likeliest token")
+    group.add_argument("--top-k", type=number(int, 0), metavar="N", help="keep the N likeliest tokens; 0 keeps all")
+    group.add_argument("--top-p", type=number(float, 0, 1), metavar="P", help="keep the likeliest tokens up to mass P")
+    group.add_argument("--min-p", type=number(float, 0, 1), metavar="P", help="drop tokens below P x the likeliest's")
+    group.add_argument(
+        "--repetition-penalty", type=number(float, 0.01), metavar="X", help="above 1 makes used tokens less likely"
+    )
+    group.add_argument("--seed", type=number(int, 0), metavar="N", help="makes sampling repeatable")
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; may be repeated"
+    )
+
+
+def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keyword arguments of Model.generate."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    return {**{name: getattr(args, name) for name in names}, "stop": tuple(args.stop)}

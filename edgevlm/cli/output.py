@@ -1,0 +1,59 @@
+"""What the command line prints: answers and JSON on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgevlm.spec import ParityEntry
+
+
+def answer(text: str, end: str = "\n") -> None:
+    """Prints a part of the answer at once."""
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def json_object(value: dict[str, Any]) -> None:
+    """Prints the one JSON object of `--json`."""
+    answer(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def note(text: str = "") -> None:
+    """Prints a line beside the answer."""
+    sys.stdout.flush()
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows as text in columns; the first row is the heading, numbers stand on the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    right = [all(_is_number(row[i]) for row in rows[1:]) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "" or cell.lstrip("-+")[:1].isdigit()
+
+
+def megabytes(n_bytes: int) -> str:
+    """Returns a size as '123.4 MB' (millions of bytes)."""
+    return f"{n_bytes / 1e6:.1f} MB"
+
+
+def parity_table(entries: Sequence[ParityEntry]) -> str:
+    """Returns the verified numbers as a table."""
+    rows = [("stage", "against", "metric", "value", "bound", "status")]
+    for entry in entries:
+        value, bound = ("" if x is None else f"{x:.6g}" for x in (entry.value, entry.bound))
+        rows.append((entry.stage, entry.against, entry.metric, value, bound, entry.status))
+    details = [f"{e.stage}: {e.detail}" for e in entries if e.detail and e.status != "pass"]
+    return "\n".join([table(rows), *details])
