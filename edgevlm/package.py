@@ -191,8 +191,8 @@ def _check_values(root: Path, manifest: Manifest) -> None:
             1 <= processor.max_rows <= 256 and 1 <= processor.max_cols <= 256 and 1 <= processor.max_tiles <= 4096,
             f"processor grid {processor.max_rows}x{processor.max_cols}, {processor.max_tiles} tiles is out of range",
         )
-        numbers = (*processor.image_mean, *processor.image_std, processor.rescale_factor, processor.relaxed_alpha)
-        require(all(math.isfinite(n) for n in numbers), "processor numbers must be finite")
+        reals = (*processor.image_mean, *processor.image_std, processor.rescale_factor, processor.relaxed_alpha)
+        require(all(math.isfinite(n) for n in reals), "processor numbers must be finite")
         require(all(n > 0 for n in processor.image_std), f"processor.image_std is {processor.image_std}")
         require(1 <= prompt.tokens_per_tile <= 1 << 16, f"prompt.tokens_per_tile is {prompt.tokens_per_tile}")
 

@@ -98,7 +98,8 @@ def keep_min_p(logits: Float32, min_p: float) -> Float32:
 def softmax(logits: Float32) -> NDArray[np.float64]:
     """Returns probabilities in float64, so that sums over a vocabulary do not depend on its order."""
     weights = np.exp(logits.astype(np.float64) - np.float64(logits.max()))
-    return weights / weights.sum()
+    total: np.float64 = weights.sum()
+    return np.divide(weights, total)
 
 
 def draw(logits: Float32, generator: np.random.Generator) -> int:

@@ -85,7 +85,7 @@ class _Graph:
         graph = helper.make_graph(self.nodes, path.stem, inputs, outputs, tensors)
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        onnx.save_model(model, str(path), save_as_external_data=True, location=path.name + "_data", size_threshold=16)
+        onnx.save_model(model, str(path), save_as_external_data=True, location=path.name + "_data", size_threshold=128)
 
 
 def _info(name: str, kind: int, *shape: int | str) -> Any:

@@ -1,0 +1,435 @@
+"""The reference backend: onnxruntime on the CPU.
+
+The KV lives in arrays of the full capacity, bound as past and as present of the same run, so that a token costs no
+copy of the cache (GroupQueryAttention's shared buffers). Pages of the cache that no token has reached are never
+touched and take no memory. Rows at and after `n_past` are scratch: a cancelled run or a scored tree may leave
+anything there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.backends.ort import Graph, Running, default_threads, return_free_memory, start_running
+from edgevlm.backends.session import (
+    PREFILL_CHUNK_TOKENS,
+    TILE_BATCHES,
+    Float32,
+    Int64,
+    MemoryReport,
+    Segment,
+    Timings,
+)
+from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
+from edgevlm.package import Package
+
+MAX_EVENTS = 100_000
+"""Oldest half of the trace is dropped beyond this, so that a long-lived process does not grow."""
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    n_past: int
+    arrays: tuple[Float32, ...]
+
+
+@dataclass(frozen=True)
+class _Tree:
+    ids: Int64
+    parents: Int64
+    positions: Int64
+    cached_path: tuple[int, ...]
+    """Nodes whose rows stand in the cache behind `n_past`, in order."""
+
+
+class OnnxSession:
+    """Session protocol on onnxruntime; see edgevlm.backends.session for what each method promises."""
+
+    def __init__(self, package: Package, *, context: int | None = None, threads: int | None = None) -> None:
+        """Loads the language graphs; the tower is loaded at the first `encode`.
+
+        Raises UsageError for a context beyond the model's, PackageError for graphs that break the contract.
+        """
+        decoder = package.manifest.decoder
+        self.package = package
+        self.capacity = check_context(package, context)
+        self.n_past = 0
+        self.timings = Timings()
+        self.n_threads = default_threads() if threads is None else threads
+        if self.n_threads < 1:
+            raise UsageError(f"threads is {threads}, expected 1 or more")
+        for entry in decoder.cache:
+            if entry.kind not in ("key", "value"):
+                raise UnsupportedModelError(
+                    f"{package.path}: cache entry {entry.past_name!r} is of kind {entry.kind!r}; the onnxruntime "
+                    "backend keeps keys and values only"
+                )
+        self._runs: set[Running] = set()
+        self._runs_lock = threading.Lock()
+        self._vision: Graph | None = None
+        self._vision_lock = threading.Lock()
+        self._tree: _Tree | None = None
+        self._cache: list[Float32] = []
+
+        start = time.perf_counter()
+        self._embed = Graph(package.graph("embed_tokens"), 1)
+        self._embed.require({"input_ids": "int64"}, {"inputs_embeds": "float"})
+        self._embed.require_axis("inputs_embeds", -1, decoder.hidden_size)
+        self._decoder = Graph(package.graph("decoder_model_merged"), self.n_threads)
+        self._require_decoder()
+        self._embed_binding = self._embed.binding()
+        self._decoder_binding = self._decoder.binding()
+        self._ids = np.zeros((1, PREFILL_CHUNK_TOKENS), np.int64)
+        self._embeds = np.zeros((1, PREFILL_CHUNK_TOKENS, decoder.hidden_size), np.float32)
+        self._mask = np.ones((1, self.capacity), np.int64)
+        self._last_logits = np.zeros((1, 1, decoder.vocab_size), np.float32)
+        self._keep = np.zeros((), np.int64)
+        _bind_input(self._decoder_binding, "num_logits_to_keep", self._keep, ())
+        self._record("load language", start)
+        self.timings.load_s += time.perf_counter() - start
+
+    # ---- pictures
+
+    def encode(self, tiles: Float32) -> Float32:
+        """Returns image features (C, V, D) of `tiles` (C, 3, S, S). Raises Cancelled between batches."""
+        n_tiles = tiles.shape[0]
+        features: list[Float32] = []
+        with self._running() as running, self._vision_lock:
+            vision = self._load_vision()
+            binding = vision.binding()
+            start_tile = 0
+            while start_tile < n_tiles:
+                batch = next(size for size in TILE_BATCHES if size <= n_tiles - start_tile)
+                pixels = np.ascontiguousarray(tiles[start_tile : start_tile + batch], dtype=np.float32)
+                start = time.perf_counter()
+                _bind_input(binding, "pixel_values", pixels, pixels.shape)
+                binding.bind_output("image_features", "cpu")
+                vision.run(binding, running)
+                features.append(binding.copy_outputs_to_cpu()[0])
+                self._record(f"encode {batch} tiles" if batch > 1 else "encode 1 tile", start)
+                self.timings.encode_s += time.perf_counter() - start
+                self.timings.n_tiles += batch
+                start_tile += batch
+        return np.concatenate(features) if len(features) > 1 else features[0]
+
+    def _load_vision(self) -> Graph:
+        if self._vision is None:
+            start = time.perf_counter()
+            vision = Graph(self.package.graph("vision_encoder"), self.n_threads)
+            vision.require({"pixel_values": "float"}, {"image_features": "float"})
+            vision.require_axis("image_features", -1, self.package.manifest.decoder.hidden_size)
+            self._vision = vision
+            self._record("load vision", start)
+            self.timings.load_s += time.perf_counter() - start
+        return self._vision
+
+    # ---- tokens
+
+    def prefill(self, segments: Sequence[Segment], positions: Int64) -> Float32:
+        """Appends the segments in chunks of 128; returns the last row's logits (vocab,).
+
+        `positions` is (T,), or (3, T) where the model rotates by three. A cancel leaves `n_past` at a chunk's end.
+        """
+        n_tokens = sum(len(segment) for segment in segments)
+        if n_tokens == 0:
+            raise UsageError("nothing to prefill: the prompt has no new token")
+        self._check_room(n_tokens)
+        self._tree = None
+        done = 0
+        with self._running() as running:
+            for n_rows in self._fill_embeds(segments, running):
+                start = time.perf_counter()
+                self._decode(n_rows, positions[..., done : done + n_rows], self.n_past, running, keep=1)
+                done += n_rows
+                self.n_past += n_rows
+                self._record(f"prefill {n_rows} tokens", start)
+                self.timings.prefill_s += time.perf_counter() - start
+                self.timings.n_prefill_tokens += n_rows
+        return np.array(self._last_logits[0, 0])
+
+    def step(self, token: int, position: int) -> Float32:
+        """Appends one token; returns its logits (vocab,)."""
+        self._check_room(1)
+        self._tree = None
+        start = time.perf_counter()
+        with self._running() as running:
+            self._ids[0, 0] = token
+            self._embed_rows(1, 0, running)
+            self._decode(1, np.array([position], np.int64), self.n_past, running, keep=1)
+        self.n_past += 1
+        end = self._record("decode", start)
+        self.timings.decode_s += end - start
+        self.timings.n_decode_tokens += 1
+        return np.array(self._last_logits[0, 0])
+
+    def score(self, ids: Int64, parents: Int64, positions: Int64) -> Float32:
+        """Returns logits (T, vocab) of a drafted tree without committing it.
+
+        onnxruntime gets no tree mask here: each root-to-leaf path is run on its own, reusing the rows that it shares
+        with the path before, so a chain costs one run and a bush as many as it has leaves.
+        """
+        n_nodes = len(ids)
+        if n_nodes == 0 or len(parents) != n_nodes or positions.shape[-1] != n_nodes:
+            raise UsageError(f"a tree of {n_nodes} ids has {len(parents)} parents and {positions.shape[-1]} positions")
+        if any(not -1 <= parent < node for node, parent in enumerate(parents.tolist())):
+            raise UsageError("each parent in a drafted tree must stand before its child")
+        paths = _leaf_paths(parents)
+        self._check_room(max(len(path) for path in paths))
+        logits = np.zeros((n_nodes, self.package.manifest.decoder.vocab_size), np.float32)
+        cached: tuple[int, ...] = ()
+        self._tree = None
+        with self._running() as running:
+            for path in paths:
+                shared = _shared_length(path, cached)
+                cached = ()
+                nodes = np.array(path[shared:], np.int64)
+                logits[nodes] = self._score_rows(ids[nodes], positions[..., nodes], self.n_past + shared, running)
+                cached = path
+        self._tree = _Tree(ids.copy(), parents.copy(), positions.copy(), cached)
+        return logits
+
+    def accept(self, nodes: Int64) -> None:
+        """Commits a root-to-node path of the tree last scored; rows that another path overwrote are computed again."""
+        tree, path = self._tree, tuple(int(node) for node in nodes)
+        if tree is None:
+            raise UsageError("accept() needs a tree scored just before")
+        expected = -1
+        for node in path:
+            if not 0 <= node < len(tree.ids) or tree.parents[node] != expected:
+                raise UsageError(f"nodes {path} are not a path from the root of the scored tree")
+            expected = node
+        shared = _shared_length(path, tree.cached_path)
+        rest = np.array(path[shared:], np.int64)
+        if len(rest):
+            with self._running() as running:
+                self._score_rows(tree.ids[rest], tree.positions[..., rest], self.n_past + shared, running)
+        self.n_past += len(path)
+        self._tree = None
+
+    def _score_rows(self, ids: Int64, positions: Int64, n_past: int, running: Running) -> Float32:
+        """Returns logits of consecutive tokens behind `n_past` rows; the cache is written, `n_past` is not moved."""
+        rows: list[Float32] = []
+        for start in range(0, len(ids), PREFILL_CHUNK_TOKENS):
+            part = ids[start : start + PREFILL_CHUNK_TOKENS]
+            self._ids[0, : len(part)] = part
+            self._embed_rows(len(part), 0, running)
+            chunk_positions = positions[..., start : start + len(part)]
+            rows.append(self._decode(len(part), chunk_positions, n_past + start, running, keep=0))
+        return np.concatenate(rows)
+
+    def _fill_embeds(self, segments: Sequence[Segment], running: Running) -> Iterator[int]:
+        """Fills the embedding buffer chunk by chunk across segments; yields the number of rows filled."""
+        hidden = self.package.manifest.decoder.hidden_size
+        filled = 0
+        for segment in segments:
+            is_features = segment.ndim == 2
+            if is_features and segment.shape[1] != hidden:
+                raise UsageError(f"picture features are {segment.shape[1]} wide, the language model takes {hidden}")
+            taken = 0
+            while taken < len(segment):
+                n_rows = min(len(segment) - taken, PREFILL_CHUNK_TOKENS - filled)
+                part = segment[taken : taken + n_rows]
+                if is_features:
+                    self._embeds[0, filled : filled + n_rows] = part
+                else:
+                    self._ids[0, :n_rows] = part
+                    self._embed_rows(n_rows, filled, running)
+                taken += n_rows
+                filled += n_rows
+                if filled == PREFILL_CHUNK_TOKENS:
+                    yield filled
+                    filled = 0
+        if filled:
+            yield filled
+
+    def _embed_rows(self, n_rows: int, at: int, running: Running) -> None:
+        """Writes the embeddings of the first `n_rows` ids into the embedding buffer from row `at`."""
+        _bind_input(self._embed_binding, "input_ids", self._ids, (1, n_rows))
+        rows = self._embeds[:, at : at + n_rows]
+        _bind_output(self._embed_binding, "inputs_embeds", rows, rows.shape)
+        self._embed.run(self._embed_binding, running)
+
+    def _decode(self, n_rows: int, positions: Int64, n_past: int, running: Running, *, keep: int) -> Float32:
+        """Runs the decoder on the first `n_rows` embeddings behind `n_past` cached rows; returns (rows, vocab)."""
+        binding = self._decoder_binding
+        self._bind_cache()
+        self._keep[()] = keep
+        position_ids = np.ascontiguousarray(positions[..., None, :] if positions.ndim == 2 else positions[None])
+        if keep == 1:
+            logits = self._last_logits
+        else:
+            logits = np.empty((1, n_rows, self._last_logits.shape[-1]), np.float32)
+        _bind_input(binding, "inputs_embeds", self._embeds, (1, n_rows, self._embeds.shape[-1]))
+        _bind_input(binding, "attention_mask", self._mask, (1, n_past + n_rows))
+        _bind_input(binding, "position_ids", position_ids, position_ids.shape)
+        _bind_output(binding, "logits", logits, logits.shape)
+        self._decoder.run(binding, running)
+        rows: Float32 = logits[0]
+        return rows
+
+    # ---- the cache
+
+    def _bind_cache(self) -> None:
+        if self._cache:
+            return
+        for entry in self.package.manifest.decoder.cache:
+            shape = (1, *(self.capacity if axis == "P" else int(axis) for axis in entry.shape))
+            array = np.zeros(shape, np.float32)
+            _bind_input(self._decoder_binding, entry.past_name, array, shape)
+            _bind_output(self._decoder_binding, entry.present_name, array, shape)
+            self._cache.append(array)
+
+    def truncate(self, n_tokens: int) -> None:
+        """Keeps the first `n_tokens` of the cache."""
+        if not 0 <= n_tokens <= self.n_past:
+            raise UsageError(f"cannot keep {n_tokens} tokens of a cache that holds {self.n_past}")
+        self.n_past = n_tokens
+        self._tree = None
+
+    def snapshot(self) -> _Snapshot:
+        """Returns a copy of the rows in use."""
+        arrays = tuple(array[self._rows(i, self.n_past)].copy() for i, array in enumerate(self._cache))
+        return _Snapshot(self.n_past, arrays)
+
+    def restore(self, snapshot: _Snapshot) -> None:
+        """Puts a snapshot back."""
+        if not isinstance(snapshot, _Snapshot) or snapshot.n_past > self.capacity:
+            raise UsageError("restore() takes what snapshot() of a session of this package returned")
+        self._bind_cache()
+        for i, saved in enumerate(snapshot.arrays):
+            self._cache[i][self._rows(i, snapshot.n_past)] = saved
+        self.n_past = snapshot.n_past
+        self._tree = None
+
+    def _rows(self, entry_index: int, n_tokens: int) -> tuple[slice, ...]:
+        shape = self.package.manifest.decoder.cache[entry_index].shape
+        return (slice(None), *(slice(n_tokens) if axis == "P" else slice(None) for axis in shape))
+
+    def release(self, part: Literal["vision", "kv"]) -> None:
+        """Frees the tower's weights or the cache and gives the memory back; the next use brings them back."""
+        start = time.perf_counter()
+        if part == "vision":
+            with self._vision_lock:
+                if self._vision is None:
+                    return
+                self._vision = None
+                return_free_memory()
+        else:
+            self.n_past = 0
+            self._tree = None
+            self._decoder_binding.clear_binding_inputs()
+            self._decoder_binding.clear_binding_outputs()
+            self._cache.clear()
+            _bind_input(self._decoder_binding, "num_logits_to_keep", self._keep, ())
+            return_free_memory()
+        self._record(f"release {part}", start)
+
+    def cancel(self) -> None:
+        """Makes the running calls raise Cancelled, inside a graph too. Safe from any thread."""
+        with self._runs_lock:
+            for running in self._runs:
+                running.cancel()
+
+    def memory(self) -> MemoryReport:
+        """Returns bytes of weights (on disk) and cache (capacity) that are held now."""
+        loaded = ["embed_tokens", "decoder_model_merged"] + (["vision_encoder"] if self._vision else [])
+        data = {path for name in loaded for path in self.package.graph_entry(name).data}
+        weights = sum(entry.size_bytes for entry in self.package.manifest.files if entry.path in data)
+        return MemoryReport(weights, sum(array.nbytes for array in self._cache), self._vision is not None)
+
+    # ---- inner workings
+
+    def _require_decoder(self) -> None:
+        decoder = self.package.manifest.decoder
+        inputs = {"inputs_embeds": "float", "attention_mask": "int64", "position_ids": "int64"}
+        inputs["num_logits_to_keep"] = "int64"
+        outputs = {"logits": "float"}
+        for entry in decoder.cache:
+            inputs[entry.past_name] = "float"
+            outputs[entry.present_name] = "float"
+        self._decoder.require(inputs, outputs)
+        self._decoder.require_axis("inputs_embeds", -1, decoder.hidden_size)
+        self._decoder.require_axis("logits", -1, decoder.vocab_size)
+        for entry in decoder.cache:
+            for axis, size in enumerate(entry.shape, start=1):
+                if isinstance(size, int):
+                    self._decoder.require_axis(entry.past_name, axis, size)
+
+    def _check_room(self, n_tokens: int) -> None:
+        if self.n_past + n_tokens > self.capacity:
+            raise ContextFullError(
+                f"the context is full: {self.n_past} tokens are held and {n_tokens} more are needed, the capacity is "
+                f"{self.capacity}; load with a larger context"
+            )
+
+    @contextmanager
+    def _running(self) -> Iterator[Running]:
+        running = start_running()
+        with self._runs_lock:
+            self._runs.add(running)
+        try:
+            yield running
+        finally:
+            with self._runs_lock:
+                self._runs.discard(running)
+
+    def _record(self, name: str, start: float) -> float:
+        end = time.perf_counter()
+        events = self.timings.events
+        events.append((name, start, end))
+        if len(events) > MAX_EVENTS:
+            del events[: MAX_EVENTS // 2]
+        return end
+
+
+def check_context(package: Package, context: int | None) -> int:
+    """Returns the context length to use. Raises UsageError when it is outside 1 to the model's maximum."""
+    decoder = package.manifest.decoder
+    if context is None:
+        return decoder.default_context
+    if not 1 <= context <= decoder.max_position_embeddings:
+        raise UsageError(f"context is {context}, the model takes 1 to {decoder.max_position_embeddings}")
+    return context
+
+
+def _leaf_paths(parents: Int64) -> list[tuple[int, ...]]:
+    """Returns the root-to-leaf paths of a tree in depth-first order."""
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(parents.tolist()):
+        children.setdefault(parent, []).append(node)
+    paths: list[tuple[int, ...]] = []
+    stack: list[tuple[int, ...]] = [(root,) for root in reversed(children.get(-1, []))]
+    while stack:
+        path = stack.pop()
+        below = children.get(path[-1])
+        if below is None:
+            paths.append(path)
+        else:
+            stack.extend((*path, child) for child in reversed(below))
+    return paths
+
+
+def _shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    n_shared = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        n_shared += 1
+    return n_shared
+
+
+def _bind_input(binding: Any, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Binds the first elements of `array`, seen as `shape`, without a copy."""
+    binding.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
+
+
+def _bind_output(binding: Any, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)

@@ -1,0 +1,157 @@
+"""Opens one ONNX graph with onnxruntime: session options, thread count, names and types checked, errors translated."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgevlm.backends.session import Cancelled
+from edgevlm.errors import BackendError, PackageError
+
+
+@dataclass(eq=False)
+class Running:
+    """One call in progress; `cancel` ends it between two operators of the graph, `check` between two runs."""
+
+    options: Any
+    cancelled: bool = field(default=False)
+
+    def cancel(self) -> None:
+        """Marks the call and stops the graph that is running now. Safe from any thread."""
+        self.cancelled = True
+        self.options.terminate = True
+
+    def check(self) -> None:
+        """Raises Cancelled after `cancel`."""
+        if self.cancelled:
+            raise Cancelled
+
+
+class Graph:
+    """One graph, loaded; inputs and outputs are bound once and run without copies."""
+
+    def __init__(self, path: Path, n_threads: int) -> None:
+        """Loads `path`. Raises PackageError when onnxruntime refuses it."""
+        import onnxruntime
+
+        self.path = path
+        self._runtime = onnxruntime
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), _session_options(onnxruntime, n_threads), providers=["CPUExecutionProvider"]
+            )
+        except _ort_errors() as error:
+            raise PackageError(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot open the graph ({_first_line(error)}); "
+                "export the package again"
+            ) from None
+        self.inputs = {item.name: item for item in self._session.get_inputs()}
+        self.outputs = {item.name: item for item in self._session.get_outputs()}
+
+    def require(self, inputs: dict[str, str], outputs: dict[str, str]) -> None:
+        """Compares the graph's names and element types with the contract; extra outputs are allowed.
+
+        Raises PackageError naming what is missing, unknown or of another type.
+        """
+        for kind, wanted, found in (("input", inputs, self.inputs), ("output", outputs, self.outputs)):
+            missing = sorted(set(wanted) - set(found))
+            unknown = sorted(set(found) - set(wanted)) if kind == "input" else []
+            if missing or unknown:
+                what = f"no {kind} {missing[0]!r}" if missing else f"an unknown {kind} {unknown[0]!r}"
+                raise PackageError(f"{self.path}: the graph has {what}; the package was not written for this edgevlm")
+            for name, element in wanted.items():
+                if found[name].type != f"tensor({element})":
+                    raise PackageError(
+                        f"{self.path}: {kind} {name!r} is {found[name].type}, expected tensor({element}); "
+                        "export the package again"
+                    )
+
+    def require_axis(self, name: str, axis: int, size: int) -> None:
+        """Raises PackageError when a fixed axis of an input or output is not `size`."""
+        shape = (self.inputs.get(name) or self.outputs[name]).shape
+        if not -len(shape) <= axis < len(shape) or (isinstance(shape[axis], int) and shape[axis] != size):
+            raise PackageError(
+                f"{self.path}: axis {axis} of {name!r} with shape {shape} should be {size}, as edgevlm.json says; "
+                "export the package again"
+            )
+
+    def binding(self) -> Any:
+        """Returns a new IOBinding."""
+        return self._session.io_binding()
+
+    def run(self, binding: Any, running: Running) -> None:
+        """Runs with what is bound. Raises Cancelled after `running.cancel()`, BackendError when the run fails."""
+        running.check()
+        try:
+            self._session.run_with_iobinding(binding, running.options)
+        except _ort_errors() as error:
+            running.check()
+            raise BackendError(f"{self.path}: onnxruntime failed ({_first_line(error)})") from None
+
+
+def start_running() -> Running:
+    """Returns the handle of a new call."""
+    import onnxruntime
+
+    return Running(onnxruntime.RunOptions())
+
+
+def default_threads() -> int:
+    """Returns the number of physical cores that this process may use, no more than its cgroup's CPU quota."""
+    try:
+        allowed: Sequence[int] = sorted(os.sched_getaffinity(0))
+    except AttributeError:
+        allowed = range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    quota = len(cores)
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if limit != "max":
+            quota = math.ceil(int(limit) / int(period))
+    except (OSError, ValueError):
+        pass
+    return max(1, min(len(cores), quota))
+
+
+def return_free_memory() -> None:
+    """Gives freed heap pages back to the system where the C library can (glibc); elsewhere does nothing."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+def _session_options(onnxruntime: Any, n_threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # threads spin while a run lasts (decode needs it) and sleep between runs
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    declared = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (RuntimeError, *declared)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
