@@ -136,7 +136,7 @@ parity: $(VENV_REFERENCE)/.reference ## write README's parity table
 
 docs: $(VENV)/.dev ## write the generated pages of docs/
 	$(VENV)/bin/python -m edgevlm.cli.docs --write docs/cli.md
-	$(VENV)/bin/python -m export.format_docs --write docs/package-format.md
+	$(VENV)/bin/python docs/make_package_format.py --write
 	$(VENV)/bin/python tests/broken/make_docs.py --write docs/broken-inputs.md
 
 clean: ## remove the virtual environments and everything built

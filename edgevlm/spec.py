@@ -24,18 +24,25 @@ class ProcessorSpec:
     """How a picture becomes tiles of (C, S, S, 3) uint8 and then (C, 3, S, S) float32."""
 
     scheme: TilingScheme
+    """The rule that chooses grid and canvas (edgevlm/tiling.py)."""
     tile_px: int
+    """Side of a square tile."""
     resample: Resample
     image_mean: tuple[float, float, float]
+    """Per channel, R G B, subtracted after rescaling."""
     image_std: tuple[float, float, float]
+    """Per channel, divided by."""
     rescale_factor: float = 1 / 255
+    """Multiplies the uint8 values first."""
     thumbnail: Literal["none", "first", "last"] = "none"
     max_rows: int = 1
     """Largest grid height (`relaxed`); for `internvl` the budget is max_tiles."""
     max_cols: int = 1
+    """Largest grid width (`relaxed`)."""
     max_tiles: int = 1
     """Largest number of grid tiles, without the thumbnail."""
     relaxed_alpha: float = 0.1
+    """`relaxed`: how much more useful area a larger grid must bring."""
     longest_edge_px: int | None = None
     """`tile_grid`: the longer side is resized to this before the picture is cut."""
     grid_pinpoints: tuple[tuple[int, int], ...] = ()
@@ -52,8 +59,10 @@ class PromptSpec:
     """
 
     image_token: str
+    """The marker in the chat template, and the text of the token that stands for one picture feature."""
     image_token_id: int
     tokens_per_tile: int
+    """V: features of one tile."""
     image_prefix: str = ""
     single_prefix: str = ""
     tile_prefix: str = ""
@@ -90,11 +99,14 @@ class DecoderSpec:
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
+    """Longest context that the graphs can serve."""
     default_context: int
+    """Context when none is asked for at load time."""
     cache: tuple[CacheEntry, ...]
     kv_bits: tuple[tuple[int, int], ...]
     """Per layer (bits of keys, bits of values) for the native backend: 16 (float), 8 or 4."""
     position_rank: Literal[1, 3] = 1
+    """3 for multimodal RoPE: one position per time, height and width."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,7 @@ class GraphEntry:
     name: GraphName
     path: str
     data: tuple[str, ...]
+    """External data files, relative to the package."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,7 @@ class QuantEntry:
     overrides: tuple[tuple[str, str], ...]
     worst_tensors: tuple[TensorError, ...]
     mean_bits_per_weight: float
+    """Over all weights of the language model and the tower, scales included."""
 
 
 @dataclass(frozen=True)
@@ -180,15 +194,20 @@ class Manifest:
     """edgevlm.json, whole."""
 
     schema_version: int
+    """SCHEMA_VERSION of the writer; a reader of another version refuses."""
     name: str
     arch: str
+    """The checkpoint's model_type."""
     created: str
     """UTC time, ISO 8601."""
     source: str
     """What it was exported from, as the user named it (no absolute machine path)."""
     versions: dict[str, str]
+    """Packages that took part in the export."""
     processor: ProcessorSpec | None
+    """null for a language model."""
     prompt: PromptSpec | None
+    """null for a language model."""
     decoder: DecoderSpec
     generation: GenerationSpec
     graphs: tuple[GraphEntry, ...]

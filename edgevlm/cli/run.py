@@ -44,12 +44,13 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Answers; returns the exit code."""
-    from edgevlm.model import load
-    from edgevlm.strict_json import to_json
-
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise UsageError("the prompt is empty")
+
+    from edgevlm.model import load
+    from edgevlm.strict_json import to_json
+
     with load(args.package, **load_arguments(args)) as model:
         chunks = model.stream(prompt, images=args.image, **sampling_arguments(args))
         response = None
