@@ -1,0 +1,46 @@
+"""TVM functions to object code with a plain C ABI and no undefined symbol of TVM's.
+
+The usual packed calling convention is left out: a kernel's parameters are pointers and integers, its result is 0,
+and the C engine calls it like any C function. Work is split by the caller through begin/end arguments, so that no
+kernel knows about threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tvm_schedules.targets import Variant
+
+
+def build_object(functions: Mapping[str, Any], variant: Variant, path: Path) -> None:
+    """Compiles `functions` (symbol → tirx PrimFunc with `T.ptr` parameters) for `variant` into the object file `path`.
+
+    The suffix chooses the form: `.o` object, `.s` assembly, `.ll` LLVM IR.
+    """
+    import tvm
+    from tvm import tirx
+
+    target = tvm.target.Target(
+        {"kind": "llvm", "mtriple": variant.triple, "mcpu": variant.mcpu, "mattr": list(variant.mattr)}
+    )
+    named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
+    module = tirx.transform.BindTarget(target.with_host(target))(tvm.IRModule(named))
+    # LowerTVMBuiltin stays out: it would turn the register tiles into heap workspaces.
+    passes = [
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        tirx.transform.LowerIntrin(),
+    ]
+    module = tvm.ir.transform.Sequential(passes)(module)
+    plain = {}
+    for global_var, function in module.functions_items():
+        body = tirx.SeqStmt([function.body, tirx.Return(tirx.IntImm("int32", 0))])
+        plain[global_var] = tirx.PrimFunc(function.params, body, tvm.ir.PrimType("int32"), attrs=function.attrs)
+    lowered = tvm.IRModule(plain, attrs=module.attrs)
+    tvm.get_global_func("target.build.llvm")(lowered, target).write_to_file(str(path))

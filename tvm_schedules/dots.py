@@ -1,0 +1,66 @@
+"""The integer dot product of each variant, as an expression: the only place that names machine instructions.
+
+`dot(acc, w, x)`: int32 lanes `acc` + sum over 4 consecutive k of unsigned weight codes `w` times signed activation
+codes `x`. `bits` tells how large a weight code may be: without VNNI the 16-bit intermediate holds 4-bit codes exactly,
+8-bit codes need their sign moved to the activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm_schedules.targets import Variant
+
+Expr = Any
+DotFunction = Callable[[Expr, Expr, Expr], Expr]
+
+
+def dot_function(variant: Variant, bits: int) -> tuple[DotFunction, int]:
+    """Returns the dot product and the code offset that it leaves to the caller.
+
+    The caller subtracts offset * sum(x) (8 or 128 for symmetric codes); 0 means that the function centred the codes.
+    """
+    table: dict[tuple[str, int], tuple[DotFunction, int]] = {
+        ("vpdpbusd512", 4): (_vpdpbusd(16), 8),
+        ("vpdpbusd512", 8): (_vpdpbusd(16), 128),
+        ("vpdpbusd256", 4): (_vpdpbusd(8), 8),
+        ("vpdpbusd256", 8): (_vpdpbusd(8), 128),
+        ("maddubs256", 4): (_maddubs, 8),
+        ("maddubs256", 8): (_maddubs_signed, 0),
+    }
+    return table[variant.dot, bits]
+
+
+def _vpdpbusd(lanes: int) -> DotFunction:
+    from tvm import tirx
+
+    name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
+
+    def dot(acc: Expr, w: Expr, x: Expr) -> Expr:
+        return tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, acc, tirx.reinterpret(f"int8x{lanes * 4}", w), x)
+
+    return dot
+
+
+def _madd_pairs(w: Expr, x: Expr) -> Expr:
+    from tvm import tirx
+
+    pairs = tirx.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", tirx.reinterpret("int8x32", w), x)
+    ones = tirx.Broadcast(tirx.const(1, "int16"), 16)
+    return tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ones)
+
+
+def _maddubs(acc: Expr, w: Expr, x: Expr) -> Expr:
+    return acc + _madd_pairs(w, x)
+
+
+def _maddubs_signed(acc: Expr, w: Expr, x: Expr) -> Expr:
+    """|w - 128| times x with the sign of w: at most 128 * 127 * 2 = 32512 in the 16-bit intermediate."""
+    from tvm import tirx
+
+    signed = tirx.reinterpret("int8x32", w ^ tirx.Broadcast(tirx.const(128, "uint8"), 32))
+    zero = tirx.Broadcast(tirx.const(0, "int8"), 32)
+    negative = signed < zero
+    magnitude = tirx.Select(negative, zero - signed, signed)
+    return acc + _madd_pairs(magnitude, tirx.Select(negative, zero - x, x))

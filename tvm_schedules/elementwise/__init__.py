@@ -1,0 +1,1 @@
+"""Norms, activation quantisation and the other kernels that touch each value once."""

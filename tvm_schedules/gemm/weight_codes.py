@@ -1,0 +1,150 @@
+"""y = x W^T on int4 or int8 weight codes and int8 activation codes: one computation for GEMM, small batch and GEMV.
+
+For a block of 16 columns and a group of k: integer dot products, corrected by offset * sum(x), converted to float once
+and added with scale_w * scale_x. The tile (rows x column blocks) lives in registers; N, K and the number of row tiles
+are run-time arguments; [block_begin, block_end) is the caller's share of the column blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm_schedules.dots import dot_function
+from tvm_schedules.layouts import COLUMNS, QUAD
+from tvm_schedules.targets import Tile, Variant
+from tvm_schedules.vectors import silu
+
+
+def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, swiglu: bool = False) -> Any:
+    """Builds the PrimFunc.
+
+    C signature: (w u8*, scales f16*, zeros u8*, x s8*, x_scales f32*, x_sums s32*, bias f32*, y f32*, n, k, row_tiles,
+    has_bias, accumulate, block_begin, block_end), with w (N/16, K/group, ...) as `layouts` packs it, scales and zeros
+    (N/16, K/group, 16), x (row_tiles, K/4, rows, 4), x_scales and x_sums (row_tiles, K/group, rows), bias (n,), y
+    (row_tiles * rows, n). `block_end - block_begin` is a multiple of tile.blocks. `zeros` is not read when
+    `zero_point` is false. `accumulate` adds to y (the residual). With `swiglu` even blocks of 16 columns are gate and
+    odd ones up, and y (row_tiles * rows, n / 2) receives silu(gate) * up.
+    """
+    from tvm import tirx
+    from tvm.script import tirx as T
+
+    dot, offset = dot_function(variant, bits)
+    lanes, rows, blocks = variant.lanes, tile.rows, tile.blocks
+    parts = COLUMNS // lanes
+    """Vectors in a block of 16 columns."""
+    run = COLUMNS * QUAD
+    """Bytes of one run of the weight layout."""
+    part_bytes = lanes * QUAD
+    nibbles = 8 // bits
+    """Quads of k that one weight byte carries."""
+    group_runs = group // QUAD // nibbles
+    acc_type, int_type = f"float32x{lanes}", f"int32x{lanes}"
+
+    def broadcast_quad(buffer: Any, offset_: Any) -> Any:
+        quad = tirx.reinterpret("int32", buffer.vload([offset_], "int8x4"))
+        return tirx.reinterpret(f"int8x{part_bytes}", tirx.Broadcast(quad, lanes))
+
+    def codes(raw: Any, half: Any) -> Any:
+        if nibbles == 1:
+            return raw
+        shifted = tirx.shift_right(raw, tirx.Broadcast(tirx.Cast("uint8", half * 4), part_bytes))
+        return shifted & tirx.Broadcast(tirx.const(15, "uint8"), part_bytes)
+
+    def first_value(zeros: Any, zeros_offset: Any, x_sum: Any) -> Any:
+        if zero_point:
+            zero = tirx.Cast(int_type, zeros.vload([zeros_offset], f"uint8x{lanes}"))
+            return tirx.Broadcast(tirx.const(0, "int32"), lanes) - zero * tirx.Broadcast(x_sum, lanes)
+        return tirx.Broadcast(x_sum * tirx.const(-offset, "int32"), lanes)
+
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+    def kernel(
+        w_ptr: T.ptr("uint8"), scales_ptr: T.ptr("float16"), zeros_ptr: T.ptr("uint8"), x_ptr: T.ptr("int8"),
+        x_scales_ptr: T.ptr("float32"), x_sums_ptr: T.ptr("int32"), bias_ptr: T.ptr("float32"), y_ptr: T.ptr("float32"),
+        n: T.int32, k: T.int32, row_tiles: T.int32, has_bias: T.int32, accumulate: T.int32,
+        block_begin: T.int32, block_end: T.int32,
+    ):
+        T.func_attr({"tirx.noalias": True})
+        W = T.decl_buffer((n * k // nibbles,), "uint8", data=w_ptr)
+        S = T.decl_buffer((n * (k // group),), "float16", data=scales_ptr)
+        Z = T.decl_buffer((n * (k // group),), "uint8", data=zeros_ptr)
+        X = T.decl_buffer((row_tiles * rows * k,), "int8", data=x_ptr)
+        XS = T.decl_buffer((row_tiles * rows * (k // group),), "float32", data=x_scales_ptr)
+        XZ = T.decl_buffer((row_tiles * rows * (k // group),), "int32", data=x_sums_ptr)
+        BIAS = T.decl_buffer((n,), "float32", data=bias_ptr)
+        Y = T.decl_buffer((row_tiles * rows * n,), "float32", data=y_ptr)
+        total = T.alloc_buffer((rows, blocks, parts, lanes), "float32")
+        dots = T.alloc_buffer((rows, blocks, parts, lanes), "int32")
+        for tile_index in T.serial((block_end - block_begin) // blocks):
+            block = block_begin + tile_index * blocks
+            for row_tile in T.serial(row_tiles):
+                for m in T.unroll(rows):
+                    for b in T.unroll(blocks):
+                        for p in T.unroll(parts):
+                            total[m, b, p, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+                if has_bias != 0:
+                    for m in T.unroll(rows):
+                        for b in T.unroll(blocks):
+                            for p in T.unroll(parts):
+                                total[m, b, p, T.ramp(0, 1, lanes)] = BIAS[
+                                    T.ramp((block + b) * COLUMNS + p * lanes, 1, lanes)
+                                ]
+                for g in T.serial(k // group):
+                    for m in T.unroll(rows):
+                        for b in T.unroll(blocks):
+                            for p in T.unroll(parts):
+                                dots[m, b, p, T.ramp(0, 1, lanes)] = first_value(
+                                    Z, ((block + b) * (k // group) + g) * COLUMNS + p * lanes,
+                                    XZ[(row_tile * (k // group) + g) * rows + m],
+                                )
+                    for r in T.unroll(group_runs):
+                        for half in T.unroll(nibbles):
+                            for b in T.unroll(blocks):
+                                for p in T.unroll(parts):
+                                    for m in T.unroll(rows):
+                                        dots[m, b, p, T.ramp(0, 1, lanes)] = dot(
+                                            dots[m, b, p, T.ramp(0, 1, lanes)],
+                                            codes(
+                                                W[T.ramp((((block + b) * (k // group) + g) * group_runs + r) * run
+                                                         + p * part_bytes, 1, part_bytes)],
+                                                half,
+                                            ),
+                                            broadcast_quad(
+                                                X, (((row_tile * (k // group) + g) * group_runs + r) * nibbles + half)
+                                                * rows * QUAD + m * QUAD,
+                                            ),
+                                        )
+                    for m in T.unroll(rows):
+                        for b in T.unroll(blocks):
+                            for p in T.unroll(parts):
+                                total[m, b, p, T.ramp(0, 1, lanes)] = (
+                                    total[m, b, p, T.ramp(0, 1, lanes)]
+                                    + T.Cast(acc_type, dots[m, b, p, T.ramp(0, 1, lanes)])
+                                    * (T.Cast(acc_type, S[T.ramp(((block + b) * (k // group) + g) * COLUMNS
+                                                                 + p * lanes, 1, lanes)])
+                                       * T.broadcast(XS[(row_tile * (k // group) + g) * rows + m], lanes))
+                                )
+                if swiglu:
+                    for m in T.unroll(rows):
+                        for b in T.unroll(blocks // 2):
+                            for p in T.unroll(parts):
+                                Y[T.ramp((row_tile * rows + m) * (n // 2) + (block // 2 + b) * COLUMNS + p * lanes,
+                                         1, lanes)] = silu(total[m, b * 2, p, T.ramp(0, 1, lanes)], lanes) * total[
+                                    m, b * 2 + 1, p, T.ramp(0, 1, lanes)
+                                ]
+                elif accumulate != 0:
+                    for m in T.unroll(rows):
+                        for b in T.unroll(blocks):
+                            for p in T.unroll(parts):
+                                Y[T.ramp((row_tile * rows + m) * n + (block + b) * COLUMNS + p * lanes, 1, lanes)] = (
+                                    Y[T.ramp((row_tile * rows + m) * n + (block + b) * COLUMNS + p * lanes, 1, lanes)]
+                                    + total[m, b, p, T.ramp(0, 1, lanes)]
+                                )
+                else:
+                    for m in T.unroll(rows):
+                        for b in T.unroll(blocks):
+                            for p in T.unroll(parts):
+                                Y[T.ramp((row_tile * rows + m) * n + (block + b) * COLUMNS + p * lanes, 1, lanes)] = (
+                                    total[m, b, p, T.ramp(0, 1, lanes)]
+                                )
+
+    return kernel

@@ -1,0 +1,55 @@
+"""The CPU variants of each architecture: what a kernel may use and how it is tiled.
+
+One library per architecture carries all its variants and picks the best that the machine has when it is opened.
+Every variant of an architecture reads the same weight layout (`layouts.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dot = Literal["maddubs256", "vpdpbusd256", "vpdpbusd512", "smull", "sdot", "smmla"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Register tile of a GEMM: `rows` of activations by `blocks` of 16 output columns."""
+
+    rows: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One CPU variant. `features` are the names that the engine's run-time detection must report."""
+
+    name: str
+    arch: Literal["x86_64", "arm64"]
+    triple: str
+    mcpu: str
+    mattr: tuple[str, ...]
+    features: tuple[str, ...]
+    dot: Dot
+    lanes: int
+    """float32 or int32 lanes of a vector."""
+    prefill_tile: Tile
+    decode_tile: Tile
+
+
+_LINUX_X86 = "x86_64-unknown-linux-gnu"
+# Four parts: with three, LLVM does not recognise Android and uses the reserved register x18.
+_ANDROID = "aarch64-unknown-linux-android24"
+
+# 16 vector registers: a prefill tile of 2 x 1 keeps 4 accumulators, 2 float sums spill to L1. 32 registers of AVX-512
+# hold 8 x 2 integer accumulators beside one weight and one activation (8 x 1 and 16 x 1 were slower, 2026-11).
+VARIANTS: tuple[Variant, ...] = (
+    Variant("avx512vnni", "x86_64", _LINUX_X86, "x86-64-v4", ("+avx512vnni",),
+            ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"), "vpdpbusd512", 16, Tile(8, 2), Tile(1, 4)),
+    Variant("avxvnni", "x86_64", _LINUX_X86, "x86-64-v3", ("+avxvnni",),
+            ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 1), Tile(1, 2)),
+    Variant("avx2", "x86_64", _LINUX_X86, "x86-64-v3", (),
+            ("avx2", "fma", "f16c"), "maddubs256", 8, Tile(4, 1), Tile(1, 2)),
+)
+
+BY_NAME: dict[str, Variant] = {variant.name: variant for variant in VARIANTS}
