@@ -1,0 +1,1 @@
+"""Readers of checkpoints, one file per format; `export/checkpoint.py` is their facade."""

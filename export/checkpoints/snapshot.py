@@ -1,0 +1,116 @@
+"""A Hugging Face snapshot directory: config.json, safetensors (one file or shards with an index), tokenizer files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import PackageError, UnsupportedModelError
+from export.checkpoints.paths import parse_object, read_bytes, safe_file
+from export.checkpoints.safetensors_file import SafetensorsFile
+from export.checkpoints.source import Contents, TensorInfo
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CARRIED_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+class Shards:
+    """Tensors of several safetensors files under one set of names."""
+
+    def __init__(self, owners: Mapping[str, SafetensorsFile]) -> None:
+        self._owners = owners
+        self._info = {name: file.tensors()[name] for name, file in owners.items()}
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors of all files."""
+        return self._info
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows of one tensor, out of the file that has it."""
+        return self._owners[name].read_rows(name, start, stop)
+
+
+def open_snapshot(directory: Path) -> Contents:
+    """Checks every header in the directory and returns its contents; no tensor data is read.
+
+    Raises PackageError when a file is missing, damaged or outside the directory, UnsupportedModelError when the
+    weights are stored in a form that is not read.
+    """
+    files = {
+        name: read_bytes(safe_file(directory, name, str(directory)))
+        for name in CARRIED_FILES
+        if (directory / name).exists() or (directory / name).is_symlink()
+    }
+    if "config.json" not in files:
+        raise PackageError(f"{directory} has no config.json, so it is not a Hugging Face snapshot.")
+    for name, content in files.items():
+        if name.endswith(".json") and name != "config.json":
+            parse_object(content, str(directory / name))
+    config = parse_object(files["config.json"], str(directory / "config.json"))
+    check_config(config, str(directory / "config.json"))
+    return Contents(directory.resolve().name, config, files, _open_weights(directory))
+
+
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Refuses a config without a model_type, and weights that were quantised by another tool."""
+    if not isinstance(config.get("model_type"), str):
+        raise PackageError(f"{where} has no 'model_type'.")
+    quantisation = config.get("quantization_config")
+    if quantisation:
+        method = quantisation.get("quant_method", "unnamed") if isinstance(quantisation, dict) else "unnamed"
+        raise UnsupportedModelError(
+            f"{where} states weights quantised with {method!r}; use the model's bf16, fp16 or fp32 release."
+        )
+
+
+def _open_weights(directory: Path) -> Shards:
+    if (directory / WEIGHTS).exists() or (directory / WEIGHTS).is_symlink():
+        file = SafetensorsFile(safe_file(directory, WEIGHTS, str(directory)))
+        return Shards(dict.fromkeys(file.tensors(), file))
+    if (directory / INDEX).exists() or (directory / INDEX).is_symlink():
+        return _open_shards(directory, safe_file(directory, INDEX, str(directory)))
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    shards = sorted(path.name for path in directory.glob("*.safetensors"))
+    if shards:
+        found = f"it has {shards[0]!r}, but no {INDEX}"
+    elif pickles:
+        found = f"{pickles[0]!r} is a pickle, which runs code when it is read; convert it to safetensors"
+    else:
+        found = "it has no safetensors file"
+    raise PackageError(f"{directory} has no weights that can be read ({WEIGHTS} or {INDEX}): {found}.")
+
+
+def _open_shards(directory: Path, index_path: Path) -> Shards:
+    weight_map = parse_object(read_bytes(index_path), str(index_path)).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise PackageError(f"{index_path} must have a 'weight_map' from tensor names to file names.")
+    if not weight_map:
+        raise PackageError(f"{index_path} names no tensor at all.")
+    files = {shard: safe_file(directory, shard, str(index_path)) for shard in sorted(set(weight_map.values()))}
+    opened = {shard: SafetensorsFile(path) for shard, path in files.items()}
+    for name, shard in weight_map.items():
+        if name not in opened[shard].tensors():
+            raise PackageError(f"{index_path} says that tensor {name!r} is in {shard}, but it is not there.")
+    for shard, file in opened.items():
+        for name in file.tensors():
+            if weight_map.get(name) != shard:
+                raise PackageError(
+                    f"{directory / shard} holds tensor {name!r}, which {index_path.name} does not place there."
+                )
+    return Shards({name: opened[shard] for name, shard in weight_map.items()})
