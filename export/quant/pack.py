@@ -22,8 +22,7 @@ def pack_nibbles(codes: Bytes) -> Bytes:
     rows, n = codes.shape
     if n % 2:
         codes = np.concatenate([codes, np.zeros((rows, 1), np.uint8)], axis=1)
-    packed: Bytes = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return packed
+    return codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
 
 
 def unpack_nibbles(packed: Bytes, n: int) -> Bytes:

@@ -92,7 +92,9 @@ MIXES: dict[str, MixScheme] = {"w4g32-mix": MixScheme("w4g32-mix", SCHEMES["w4g3
 def parse_scheme(name: str) -> Scheme:
     """Returns the scheme called `name`. Raises UsageError that lists the known ones."""
     if name in MIXES:
-        raise UsageError(f"scheme {name!r} allocates bits to a whole language model, it is no scheme of a single tensor")
+        raise UsageError(
+            f"scheme {name!r} allocates bits to a whole language model, it is no scheme of a single tensor"
+        )
     if name not in SCHEMES:
         raise UsageError(f"unknown scheme {name!r}; known: {', '.join((*SCHEMES, *MIXES))}")
     return SCHEMES[name]
