@@ -18,6 +18,13 @@ def test_package_format_is_current() -> None:
     assert (ROOT / "docs" / "package-format.md").read_text(encoding="utf-8") == module.render(), "run: make docs"
 
 
+def test_quoted_code_of_adding_a_model_is_real() -> None:
+    quoted = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding-a-model.md").read_text(), re.DOTALL)
+    source = "".join(file.read_text() for file in (ROOT / "export" / "archs").glob("*.py"))
+    assert quoted
+    assert not [block for block in quoted if block not in source]
+
+
 def tree_paths() -> list[str]:
     """Returns the paths named in README's annotated tree; indentation of two spaces is one level."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
