@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
         format="edgevlm: %(levelname)s: %(message)s",
     )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know a character of the answer
     try:
         args = build_parser().parse_args(words)
         code: int = args.run(args)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevlm.cli.options import add_load_options, add_sampling_options, load_arguments, sampling_arguments
-from edgevlm.cli.output import answer, json_object, note
+from edgevlm.cli.output import answer, json_object, note, table
 from edgevlm.cli.parser import Subparsers
 from edgevlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgevlm.generate import Response
 
 JSON_FIELDS = {
     "text": "the answer",
@@ -18,7 +22,11 @@ JSON_FIELDS = {
     "n_prompt_tokens": "tokens of the prompt, pictures included",
     "n_image_tokens": "of these, the pictures'",
     "n_tiles": "picture tiles encoded",
-    "timings": "seconds per stage",
+    "n_reused_tokens": "prompt tokens that were in the cache already",
+    "tile_budget": "grid tiles per picture after --fit lowered them, or null",
+    "timings": "seconds: {load_s, encode_s, prefill_s, decode_s, first_token_s, total_s}",
+    "prefill_tok_per_s": "prompt tokens per second",
+    "decode_tok_per_s": "answer tokens per second",
     "peak_memory_bytes": "largest resident memory of the process",
 }
 
@@ -51,10 +59,9 @@ def run(args: argparse.Namespace) -> int:
     from edgevlm.model import load
     from edgevlm.strict_json import to_json
 
+    response: Response | None = None
     with load(args.package, **load_arguments(args)) as model:
-        chunks = model.stream(prompt, images=args.image, **sampling_arguments(args))
-        response = None
-        for chunk in chunks:
+        for chunk in model.stream(prompt, images=args.image, **sampling_arguments(args)):
             response = chunk.response or response
             if not args.json:
                 answer(chunk.text, end="")
@@ -64,6 +71,23 @@ def run(args: argparse.Namespace) -> int:
         json_object(to_json(response))
     else:
         answer("")
-    if args.timings:
+    if args.timings and response is not None:
         note(timings_table(response))
     return 0
+
+
+def timings_table(response: Response) -> str:
+    """Returns seconds and rates per stage as a table."""
+    t = response.timings
+    n_generated = len(response.token_ids)
+    n_prefilled = response.n_prompt_tokens - response.n_reused_tokens
+    rows = [
+        ("stage", "seconds", "work"),
+        ("load", f"{t.load_s:.2f}", ""),
+        ("encode pictures", f"{t.encode_s:.2f}", f"{response.n_tiles} tiles"),
+        ("prefill", f"{t.prefill_s:.2f}", f"{n_prefilled} tokens, {response.prefill_tok_per_s:.0f} per second"),
+        ("decode", f"{t.decode_s:.2f}", f"{n_generated} tokens, {response.decode_tok_per_s:.0f} per second"),
+        ("first token after", f"{t.first_token_s:.2f}", ""),
+        ("answer", f"{t.total_s:.2f}", f"peak memory {response.peak_memory_bytes / 1e6:.0f} MB"),
+    ]
+    return table(rows)
