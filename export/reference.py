@@ -1,9 +1,9 @@
 """The same weights in transformers and torch, fp32 on CPU: what our graphs and our picture and prompt code must equal.
 
-The only module that imports torch or transformers, and only inside functions. Nothing here uses our runtime: pictures go
-through Hugging Face's PIL processors, prompts through its tokenizers and chat templates. `bluelm_v` exists in no
-library, so its reference is a torch module composed of transformers' own parts (design.md, section 3), and its
-picture rule is written down a second time here, from the paper.
+The only module that imports torch or transformers, and only inside functions. Nothing here uses our runtime: pictures
+go through Hugging Face's PIL processors, prompts through its tokenizers and chat templates. `bluelm_v` exists in no
+library, so its reference is a torch module composed of transformers' own parts, and its picture rule is written down a
+second time here, from the paper.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,11 @@ def _load_idefics3(source: str, config: Mapping[str, Any]) -> Parts:
     n_tokens = (vision.image_size // vision.patch_size) ** 2 // model.config.scale_factor**2
     image_token = str(tokenizer.convert_ids_to_tokens(model.config.image_token_id))
 
+    torch = _torch()
+
+    def encode_tile(tile: Any) -> Any:
+        return torch.cat(list(model.model.get_image_features(tile[None, None]).pooler_output))
+
     def picture(image: UInt8) -> ReferencePicture:
         options = {"input_data_format": "channels_last", "return_row_col_info": True}
         raw = processor([[image]], do_rescale=False, do_normalize=False, **options)
@@ -287,7 +293,7 @@ def _load_idefics3(source: str, config: Mapping[str, Any]) -> Parts:
         str(config["model_type"]),
         language=_Idefics3Language(model),
         tokenizer=tokenizer,
-        encode=lambda pixels: model.model.get_image_features(pixels[None]).pooler_output,
+        encode=lambda pixels: torch.stack([encode_tile(tile) for tile in pixels]),
         picture=picture,
         expand=expand,
         image_token=image_token,
@@ -352,26 +358,23 @@ def _load_bluelm_v(source: str, config: Mapping[str, Any]) -> Parts:
         prefix: {name[len(prefix) :]: value.float() for name, value in tensors.items() if name.startswith(prefix)}
         for prefix in ("vision_tower.", "projector.", "language_model.")
     }
-    tower = Dinov2Model(Dinov2Config(**config["vision_config"])).eval()
-    _load_state(tower, parts["vision_tower."], optional=("embeddings.mask_token",))
-    model = LlamaForCausalLM(LlamaConfig(**config["text_config"])).eval()
-    _load_state(model, parts["language_model."], optional=("lm_head.weight",) if _is_tied(config) else ())
+    tower = _from_tensors(Dinov2Model, Dinov2Config(**config["vision_config"]), parts["vision_tower."])
+    model = _from_tensors(LlamaForCausalLM, LlamaConfig(**config["text_config"]), parts["language_model."])
     language = Parts("llama", language=model, tokenizer=AutoTokenizer.from_pretrained(source))
     fields = dict(config)
     fields.setdefault("image_token", str(language.tokenizer.convert_ids_to_tokens(config["image_token_id"])))
     return _compose_bluelm_v(tower, parts["projector."], language, fields)
 
 
-def _is_tied(config: Mapping[str, Any]) -> bool:
-    return bool(config["text_config"].get("tie_word_embeddings", config.get("tie_word_embeddings", True)))
-
-
-def _load_state(module: Any, tensors: Mapping[str, Any], optional: tuple[str, ...]) -> None:
-    missing, unexpected = module.load_state_dict(tensors, strict=False)
-    wrong = [name for name in missing if name not in optional] + list(unexpected)
+def _from_tensors(model_class: Any, config: Any, tensors: Mapping[str, Any]) -> Any:
+    """Builds a model from tensors under their hub names; every one must find its place."""
+    model, info = model_class.from_pretrained(
+        None, config=config, state_dict=dict(tensors), dtype=_torch().float32, output_loading_info=True
+    )
+    wrong = sorted([*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])
     if wrong:
-        raise PackageError(f"tensors do not match {type(module).__name__}: {', '.join(sorted(wrong)[:4])}.")
-    module.tie_weights()
+        raise PackageError(f"tensors do not match {model_class.__name__}: {', '.join(map(str, wrong[:4]))}.")
+    return model.eval()
 
 
 def _compose_bluelm_v(tower: Any, projector: Mapping[str, Any], language: Parts, fields: Mapping[str, Any]) -> Parts:
@@ -418,15 +421,19 @@ def _relaxed_picture(image: UInt8, fields: Mapping[str, Any]) -> ReferencePictur
     from transformers.image_transforms import normalize, rescale, resize
     from transformers.image_utils import ChannelDimension, PILImageResampling
 
-    tile, alpha = int(fields["tile_px"]), float(fields.get("relaxed_alpha", 0.1))
+    tile, alpha = int(fields["tile_px"]), Fraction(str(fields.get("relaxed_alpha", 0.1)))
     budget = int(fields.get("max_tiles", 16))
     height, width = image.shape[:2]
     largest = math.isqrt(budget)
     boxes = [(m, n) for m in range(1, largest + 1) for n in range(1, largest + 1)]
-    best, best_area, best_waste = (1, 1), 0, math.inf
+
+    def fitted(m: int, n: int) -> tuple[int, int]:
+        scale = min(Fraction(tile * m, width), Fraction(tile * n, height))
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    best, best_area, best_waste = (1, 1), 0, tile * tile * budget
     for m, n in sorted(boxes, key=lambda box: (-box[0] * box[1], -box[0])):
-        scale = min(tile * m / width, tile * n / height)
-        area = min(int(width * scale) * int(height * scale), width * height)
+        area = min(math.prod(fitted(m, n)), width * height)
         waste = tile * tile * m * n - area
         if area - best_area > alpha * best_area or (best_area - area < alpha * best_area and waste < best_waste):
             best, best_area, best_waste = (m, n), area, waste
@@ -436,8 +443,7 @@ def _relaxed_picture(image: UInt8, fields: Mapping[str, Any]) -> ReferencePictur
         return np.asarray(resize(image, size, PILImageResampling.BICUBIC, input_data_format=last), np.uint8)
 
     m, n = best
-    scale = min(tile * m / width, tile * n / height)
-    inner = (max(1, int(height * scale)), max(1, int(width * scale)))
+    inner = fitted(m, n)
     mean = np.asarray(fields["image_mean"], np.float64)
     canvas = np.empty((tile * n, tile * m, 3), np.uint8)
     canvas[:] = np.round(mean * 255).astype(np.uint8)

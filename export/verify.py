@@ -1,0 +1,149 @@
+"""Checks a package's numbers, and turns a wrong one into a failed export.
+
+First against transformers in fp32 with the same weights, when torch and transformers are installed; without them these
+entries are 'unverified' and say how to run them. Then the quantised package against the fp32 package of the same
+checkpoint, which needs neither. fp32 packages and logits live in a temporary directory beside the package.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from edgevlm.errors import BackendError, ParityError
+from edgevlm.package import Package, open_package
+from edgevlm.spec import ParityEntry
+from export import fidelity, parity
+from export.reference import INSTALL_HINT, is_available, load_reference
+
+Progress = Callable[[str, int, int], None]
+
+MAX_CONTEXT = 8192
+"""Cache capacity while verifying; its pages take memory only where tokens are."""
+
+
+def verify_package(
+    package: str | Path | Package,
+    source: str | Path | None,
+    *,
+    reference: bool | None = None,
+    progress: Progress | None = None,
+    n_positions: int = fidelity.N_POSITIONS,
+) -> tuple[ParityEntry, ...]:
+    """Returns one entry per number, failed ones included; see `raise_on_failure`.
+
+    Args:
+        package: its directory, or a package that is not written to its place yet.
+        source: the checkpoint that the package was exported from; without it nothing can be compared.
+        reference: compare with transformers; None does so when it is installed.
+        n_positions: positions of text scored for KL and top-1 agreement.
+
+    Raises:
+        BackendError: `reference` is True and torch or transformers is missing.
+    """
+    if not isinstance(package, Package):
+        package = open_package(package)
+    if reference and not is_available():
+        raise BackendError(f"comparing with transformers needs torch and transformers: {INSTALL_HINT}.")
+    if source is None:
+        hint = "needs the checkpoint: edgevlm verify PACKAGE --source CHECKPOINT"
+        return tuple(unverified(package, hint)) + tuple(_unverified_fidelity(package, hint))
+    with tempfile.TemporaryDirectory(prefix=".edgevlm-verify-", dir=_scratch_parent(package.path)) as scratch:
+        return _verify(package, source, Path(scratch), reference, progress, n_positions)
+
+
+def raise_on_failure(entries: Iterable[ParityEntry]) -> None:
+    """Raises ParityError that names every failed check with its value and bound."""
+    failed = [entry for entry in entries if entry.status == "fail"]
+    if failed:
+        lines = [
+            f"{entry.stage} against {entry.against}: {entry.metric} is {entry.value:.4g}, the bound is {entry.bound:.4g}"
+            for entry in failed
+        ]
+        raise ParityError(
+            f"{len(failed)} parity check{'s' if len(failed) > 1 else ''} failed: {'; '.join(lines)}. "
+            "The package was not written; a larger scheme may pass, a wrong graph never will."
+        )
+
+
+def unverified(package: Package, hint: str) -> list[ParityEntry]:
+    """Returns the entries of the comparison with transformers, not run."""
+    has_vision = package.manifest.processor is not None
+    vision_only = {"pixels", "pixel values", "tile grid", "vision features"}
+    stages = [stage for stage in parity.STAGES if has_vision or stage not in vision_only]
+    return [ParityEntry(stage, "transformers (fp32)", "not run", "unverified", detail=hint) for stage in stages]
+
+
+def fp32_package(source: str | Path, directory: Path) -> Package:
+    """Exports `source` unquantised into `directory`, without checks."""
+    from export.pipeline import ExportOptions, export_package
+
+    options = ExportOptions(scheme="fp32", vision_scheme="fp32", verify=False)
+    return open_package(export_package(source, directory, options))
+
+
+def _verify(
+    package: Package,
+    source: str | Path,
+    scratch: Path,
+    reference: bool | None,
+    progress: Progress | None,
+    n_positions: int,
+) -> tuple[ParityEntry, ...]:
+    from edgevlm.backends.onnx import OnnxSession
+
+    entries: list[ParityEntry] = []
+    expected: parity.Expected | None = None
+    if reference or (reference is None and is_available()):
+        _report(progress, "transformers", 0, 2)
+        loaded = load_reference(source)
+        entries += parity.check_pictures(package, loaded)
+        entries += parity.check_prompt_ids(package, loaded)
+        _report(progress, "transformers", 1, 2)
+        expected = parity.expect(loaded)
+        del loaded
+        gc.collect()
+    else:
+        entries += unverified(package, INSTALL_HINT)
+
+    _report(progress, "fp32 graphs", 0, 1)
+    fp32 = fp32_package(source, scratch / "fp32")
+    session = OnnxSession(fp32, context=_context(fp32))
+    if expected is not None:
+        entries += parity.compare(session, expected, _image_token_id(package))
+    teacher = fidelity.run_teacher(session, fp32, scratch, n_positions, progress)
+    del session
+    gc.collect()
+    session = OnnxSession(package, context=_context(package))
+    entries += fidelity.compare_student(session, package, teacher, progress)
+    return tuple(entries)
+
+
+def _unverified_fidelity(package: Package, hint: str) -> list[ParityEntry]:
+    pairs = [("text", "mean KL"), ("text", "top-1 agreement")]
+    if package.manifest.processor is not None:
+        pairs += [("vision features", "mean cosine"), ("picture prompts", "mean KL")]
+    return [ParityEntry(stage, fidelity.AGAINST, metric, "unverified", detail=hint) for stage, metric in pairs]
+
+
+def _context(package: Package) -> int:
+    return min(MAX_CONTEXT, package.manifest.decoder.max_position_embeddings)
+
+
+def _image_token_id(package: Package) -> int:
+    prompt = package.manifest.prompt
+    return -1 if prompt is None else prompt.image_token_id
+
+
+def _scratch_parent(package_dir: Path) -> Path | None:
+    """The package's parent, since /tmp is often memory; the system's choice where that is not writable."""
+    parent = package_dir.resolve().parent
+    return parent if os.access(parent, os.W_OK) else None
+
+
+def _report(progress: Progress | None, stage: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(f"verify: {stage}", done, total)
