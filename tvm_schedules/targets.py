@@ -34,22 +34,26 @@ class Variant:
     lanes: int
     """float32 or int32 lanes of a vector."""
     prefill_tile: Tile
+    batch_tile: Tile
+    """For 2 to `batch_tile.rows` rows: drafted tokens."""
     decode_tile: Tile
+    attend_rows: int
+    """Query rows that share a load of keys in attention."""
 
 
 _LINUX_X86 = "x86_64-unknown-linux-gnu"
 # Four parts: with three, LLVM does not recognise Android and uses the reserved register x18.
 _ANDROID = "aarch64-unknown-linux-android24"
 
-# 16 vector registers: a prefill tile of 2 x 1 keeps 4 accumulators, 2 float sums spill to L1. 32 registers of AVX-512
-# hold 8 x 2 integer accumulators beside one weight and one activation (8 x 1 and 16 x 1 were slower, 2026-11).
+# 32 registers of AVX-512 hold 8 x 2 integer accumulators beside one weight and one activation; the float sums spill to
+# L1 once a group. With 16 registers of AVX2 a tile spills more. SwiGLU pairs two blocks, so tiles are 2 blocks wide.
 VARIANTS: tuple[Variant, ...] = (
     Variant("avx512vnni", "x86_64", _LINUX_X86, "x86-64-v4", ("+avx512vnni",),
-            ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"), "vpdpbusd512", 16, Tile(8, 2), Tile(1, 4)),
+            ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"), "vpdpbusd512", 16, Tile(8, 2), Tile(4, 2), Tile(1, 4), 3),
     Variant("avxvnni", "x86_64", _LINUX_X86, "x86-64-v3", ("+avxvnni",),
-            ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 1), Tile(1, 2)),
+            ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 2), Tile(2, 2), Tile(1, 2), 3),
     Variant("avx2", "x86_64", _LINUX_X86, "x86-64-v3", (),
-            ("avx2", "fma", "f16c"), "maddubs256", 8, Tile(4, 1), Tile(1, 2)),
+            ("avx2", "fma", "f16c"), "maddubs256", 8, Tile(4, 2), Tile(2, 2), Tile(1, 2), 3),
 )
 
 BY_NAME: dict[str, Variant] = {variant.name: variant for variant in VARIANTS}

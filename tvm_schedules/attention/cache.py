@@ -20,8 +20,8 @@ def append(variant: Variant, head_dim: int, kv: KVType) -> Any:
     """Builds the PrimFunc.
 
     C signature: (qkv f32*, cos f32*, sin f32*, centre f32*, positions s32*, keys, key_scales f32*, values,
-    value_scales f32*, heads, kv_heads, capacity, n_past, scale, row_begin, row_end). qkv is (T, (H + 2 G) E) as the
-    merged projection leaves it; its queries are rotated and multiplied by `scale` in place. cos and sin are
+    value_scales f32*, heads, kv_heads, capacity, n_past, scale, qkv_stride, row_begin, row_end). qkv is (T, qkv_stride)
+    as the merged projection leaves it, (H + 2 G) E columns and padding; its queries are rotated and multiplied by `scale` in place. cos and sin are
     (positions, E/2) tables. `centre` (G, E) is subtracted from rotated keys. key_scales, value_scales (G, capacity).
     """
     from tvm import tirx
@@ -41,11 +41,10 @@ def append(variant: Variant, head_dim: int, kv: KVType) -> Any:
         positions_ptr: T.ptr("int32"), keys_ptr: T.ptr(kv), key_scales_ptr: T.ptr("float32"), values_ptr: T.ptr(kv),
         value_scales_ptr: T.ptr("float32"),
         heads: T.int32, kv_heads: T.int32, capacity: T.int32, n_past: T.int32, scale: T.float32,
-        row_begin: T.int32, row_end: T.int32,
+        qkv_stride: T.int32, row_begin: T.int32, row_end: T.int32,
     ):
         T.func_attr({"tirx.noalias": True})
-        width: T.int32 = (heads + 2 * kv_heads) * head_dim
-        QKV = T.decl_buffer((row_end * ((heads + 2 * kv_heads) * head_dim),), "float32", data=qkv_ptr)
+        QKV = T.decl_buffer((row_end * qkv_stride,), "float32", data=qkv_ptr)
         COS = T.decl_buffer((1 << 24,), "float32", data=cos_ptr)
         SIN = T.decl_buffer((1 << 24,), "float32", data=sin_ptr)
         CENTRE = T.decl_buffer((kv_heads * head_dim,), "float32", data=centre_ptr)
@@ -61,7 +60,7 @@ def append(variant: Variant, head_dim: int, kv: KVType) -> Any:
             angle: T.int32 = POSITIONS[row] * half
             slot: T.int32 = n_past + row
             for head in T.serial(heads + kv_heads):
-                base: T.int32 = row * width + head * head_dim
+                base: T.int32 = row * qkv_stride + head * head_dim
                 for c in T.unroll(half // lanes):
                     rotated[T.ramp(c * lanes, 1, lanes)] = (
                         QKV[T.ramp(base + c * lanes, 1, lanes)] * COS[T.ramp(angle + c * lanes, 1, lanes)]
@@ -103,7 +102,7 @@ def append(variant: Variant, head_dim: int, kv: KVType) -> Any:
                         for e in T.serial(head_dim):
                             KEYS[key_base + e * TOKENS] = rotated[e]
             for value_head in T.serial(kv_heads):
-                value_base: T.int32 = row * width + (heads + kv_heads + value_head) * head_dim
+                value_base: T.int32 = row * qkv_stride + (heads + kv_heads + value_head) * head_dim
                 store: T.int32 = (value_head * capacity + slot) * head_dim
                 if int8:
                     fold[T.ramp(0, 1, lanes)] = splat(T.float32(0))

@@ -1,0 +1,267 @@
+/* One conversation: its cache and scratch in one block, and the calls that move it forward and back. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+enum { KEY_BLOCK = 64, ALIGNMENT = 64 };
+
+/* Lays parts out in one block: first call with base NULL to measure, then with the block. */
+typedef struct {
+    char *base;
+    int64_t used;
+} ev_layout;
+
+static void *take(ev_layout *layout, int64_t bytes) {
+    void *place = layout->base ? layout->base + layout->used : NULL;
+    layout->used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return place;
+}
+
+static int32_t padded_rows(const ev_model *model) {
+    const int32_t rows = model->header->chunk_tokens, tile = model->variant->prefill_rows;
+    return (rows + tile - 1) / tile * tile;
+}
+
+static int64_t partial_floats(const ev_context *context) {
+    const ev_model *model = context->model;
+    int64_t most = 0;
+    for (uint32_t i = 0; i < model->graphs[0].n_ops; ++i) {
+        const ev_op *op = &model->ops[i];
+        if (op->code != EV_OP_ATTEND) continue;
+        const int64_t units = context->capacity / ev_unit_keys(op->head_dim) + 2;
+        const int64_t decode = units * op->heads * model->variant->batch_rows * (op->head_dim + 2);
+        const int64_t prefill = (int64_t)ev_pool_threads(model->pool) * EV_UNIT_ROWS * (op->head_dim + 2);
+        if (decode > most) most = decode;
+        if (prefill > most) most = prefill;
+    }
+    return most;
+}
+
+static void lay_out(ev_context *context, ev_layout *layout) {
+    const ev_model *model = context->model;
+    const ev_plan_graph *graph = &model->graphs[0];
+    const int64_t rows = padded_rows(model);
+    int64_t widest = 0, most_groups = 0;
+    for (uint32_t i = 0; i < graph->n_ops; ++i) {
+        const ev_op *op = &model->ops[i];
+        if (op->code == EV_OP_APPEND) {
+            ev_layer_cache *layer = &context->layers[op->layer];
+            layer->kv_heads = op->kv_heads;
+            layer->head_dim = op->head_dim;
+        }
+        if (op->code != EV_OP_QUANTISE) continue;
+        if (op->k > widest) widest = op->k;
+        if (op->k / op->group > most_groups) most_groups = op->k / op->group;
+    }
+    for (uint32_t i = 0; i < model->header->n_layers; ++i) {
+        ev_layer_cache *layer = &context->layers[i];
+        const int64_t slots = (int64_t)layer->kv_heads * context->capacity;
+        layer->keys = take(layout, slots * layer->head_dim * layer->key_bits / (layer->key_bits == 8 ? 8 : 4));
+        layer->values = take(layout, slots * layer->head_dim * layer->value_bits / (layer->value_bits == 8 ? 8 : 4));
+        layer->key_scales = take(layout, slots * 4);
+        layer->value_scales = take(layout, slots * 4);
+    }
+    context->arena = take(layout, (int64_t)graph->arena_floats * 4);
+    context->codes = take(layout, rows * widest);
+    context->scales = take(layout, rows * most_groups * 4);
+    context->sums = take(layout, rows * most_groups * 4);
+    context->partials = take(layout, partial_floats(context) * 4);
+    context->ids = take(layout, rows * 4);
+    context->positions = take(layout, rows * 4);
+}
+
+ev_status ev_context_new(ev_model *model, int32_t capacity, const uint8_t *kv_bits, ev_context **result) {
+    *result = NULL;
+    if (capacity < 1 || capacity > model->header->max_positions)
+        return ev_fail(EV_ERROR_USAGE, "a context of %d tokens is outside 1..%d", capacity, model->header->max_positions);
+    ev_context *context = calloc(1, sizeof *context);
+    if (context) context->layers = calloc(model->header->n_layers, sizeof *context->layers);
+    if (!context || !context->layers) {
+        ev_context_free(context);
+        return ev_fail(EV_ERROR_BACKEND, "out of memory");
+    }
+    context->model = model;
+    context->capacity = (capacity + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
+    for (uint32_t i = 0; i < model->header->n_layers; ++i) {
+        const uint8_t *bits = (kv_bits ? kv_bits : model->kv_bits) + 2 * i;
+        if (bits[0] != bits[1] || (bits[0] != 8 && bits[0] != 16)) {
+            ev_context_free(context);
+            return ev_fail(EV_ERROR_USAGE, "layer %u: a cache of %u and %u bits is not one of 8/8, 16/16", i, bits[0], bits[1]);
+        }
+        context->layers[i].key_bits = bits[0];
+        context->layers[i].value_bits = bits[1];
+    }
+    ev_layout measure = {NULL, 0};
+    lay_out(context, &measure);
+    context->block_bytes = measure.used;
+    context->block = aligned_alloc(ALIGNMENT, (size_t)measure.used);
+    if (!context->block) {
+        ev_context_free(context);
+        return ev_fail(EV_ERROR_BACKEND, "cannot allocate %lld bytes for a context of %d tokens", (long long)measure.used, capacity);
+    }
+    memset(context->block, 0, (size_t)measure.used);
+    ev_layout place = {context->block, 0};
+    lay_out(context, &place);
+    *result = context;
+    return EV_OK;
+}
+
+int64_t ev_context_bytes(const ev_context *context) { return context->block_bytes; }
+
+void ev_context_free(ev_context *context) {
+    if (!context) return;
+    free(context->block);
+    free(context->layers);
+    free(context);
+}
+
+static ev_status check_tokens(const ev_context *context, const int32_t *ids, const int32_t *positions, int32_t n) {
+    for (int32_t i = 0; i < n; ++i) {
+        if (ids && (ids[i] < 0 || ids[i] >= context->model->header->vocab_size))
+            return ev_fail(EV_ERROR_USAGE, "token id %d is outside 0..%d", ids[i], context->model->header->vocab_size - 1);
+        if (positions && (positions[i] < 0 || positions[i] >= context->model->header->max_positions))
+            return ev_fail(EV_ERROR_USAGE, "position %d is outside 0..%d", positions[i], context->model->header->max_positions - 1);
+    }
+    return EV_OK;
+}
+
+static ev_status check_room(const ev_context *context, int64_t n) {
+    if (n < 1) return ev_fail(EV_ERROR_USAGE, "no tokens were given");
+    if (n > context->capacity - context->n_past)
+        return ev_fail(EV_ERROR_CONTEXT, "%lld tokens do not fit: %d of %d are used", (long long)n, context->n_past, context->capacity);
+    return EV_OK;
+}
+
+static void copy_logits(const ev_context *context, float *logits, int32_t rows) {
+    const ev_plan_graph *graph = &context->model->graphs[0];
+    const int32_t width = context->model->ops[graph->n_ops - 1].n, vocab = context->model->header->vocab_size;
+    for (int32_t i = 0; i < rows; ++i)
+        memcpy(logits + (int64_t)i * vocab, context->arena + graph->output + (int64_t)i * width, (size_t)vocab * sizeof(float));
+}
+
+ev_status ev_prefill(ev_context *context, const ev_segment *segments, int32_t n_segments, const int32_t *positions, float *logits) {
+    const ev_plan_header *header = context->model->header;
+    int64_t total = 0;
+    for (int32_t i = 0; i < n_segments; ++i) {
+        if (segments[i].n < 0 || !segments[i].ids == !segments[i].features)
+            return ev_fail(EV_ERROR_USAGE, "segment %d needs ids or features, and a count of at least 0", i);
+        const ev_status status = check_tokens(context, segments[i].ids, NULL, segments[i].n);
+        if (status) return status;
+        total += segments[i].n;
+    }
+    ev_status status = check_room(context, total);
+    if (!status) status = check_tokens(context, NULL, positions, (int32_t)total);
+    if (status) return status;
+    float *input = context->arena + context->model->graphs[0].input;
+    int32_t segment = 0, taken = 0;
+    for (int64_t done = 0; done < total;) {
+        if (atomic_exchange(&context->cancelled, 0)) return ev_fail(EV_CANCELLED, "cancelled after %d tokens", context->n_past);
+        const int32_t rows = total - done < header->chunk_tokens ? (int32_t)(total - done) : header->chunk_tokens;
+        for (int32_t row = 0; row < rows;) {
+            const ev_segment *source = &segments[segment];
+            const int32_t left = source->n - taken, n = left < rows - row ? left : rows - row;
+            if (source->ids && n > 0)
+                ev_run_embed(context, source->ids + taken, row, n);
+            else if (n > 0)
+                memcpy(input + (int64_t)row * header->hidden_size, source->features + (int64_t)taken * header->hidden_size,
+                       (size_t)n * (size_t)header->hidden_size * sizeof(float));
+            row += n;
+            taken += n;
+            if (taken == source->n) {
+                ++segment;
+                taken = 0;
+            }
+        }
+        memcpy(context->positions, positions + done, (size_t)rows * sizeof *positions);
+        done += rows;
+        ev_run_decoder(context, rows, done == total ? 1 : 0);
+        context->n_past += rows;
+    }
+    copy_logits(context, logits, 1);
+    return EV_OK;
+}
+
+ev_status ev_step(ev_context *context, int32_t token, int32_t position, float *logits) {
+    return ev_score(context, &token, 1, &position, logits);
+}
+
+ev_status ev_score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, float *logits) {
+    ev_status status = check_room(context, n);
+    if (!status && n > EV_MAX_LOGIT_ROWS)
+        status = ev_fail(EV_ERROR_USAGE, "%d tokens are more than the %d that one call scores", n, EV_MAX_LOGIT_ROWS);
+    if (!status) status = check_tokens(context, ids, positions, n);
+    if (status) return status;
+    if (atomic_exchange(&context->cancelled, 0)) return ev_fail(EV_CANCELLED, "cancelled after %d tokens", context->n_past);
+    ev_run_embed(context, ids, 0, n);
+    memcpy(context->positions, positions, (size_t)n * sizeof *positions);
+    ev_run_decoder(context, n, n);
+    context->n_past += n;
+    copy_logits(context, logits, n);
+    return EV_OK;
+}
+
+ev_status ev_truncate(ev_context *context, int32_t n_tokens) {
+    if (n_tokens < 0 || n_tokens > context->n_past)
+        return ev_fail(EV_ERROR_USAGE, "cannot keep %d tokens of %d", n_tokens, context->n_past);
+    context->n_past = n_tokens;
+    return EV_OK;
+}
+
+int32_t ev_n_past(const ev_context *context) { return context->n_past; }
+
+void ev_cancel(ev_context *context) { atomic_store(&context->cancelled, 1); }
+
+/* A snapshot: the number of tokens, then per layer and KV head the used part of keys, values and their scales. */
+typedef struct {
+    char *bytes;
+    int64_t used;
+    int restoring;
+} ev_copier;
+
+static void copy_part(ev_copier *copier, void *data, int64_t bytes) {
+    if (copier->bytes && copier->restoring) memcpy(data, copier->bytes + copier->used, (size_t)bytes);
+    else if (copier->bytes) memcpy(copier->bytes + copier->used, data, (size_t)bytes);
+    copier->used += bytes;
+}
+
+static void copy_cache(const ev_context *context, ev_copier *copier, int32_t n_past) {
+    const int64_t blocks = ((int64_t)n_past + 15) / 16 * 16;
+    for (uint32_t i = 0; i < context->model->header->n_layers; ++i) {
+        const ev_layer_cache *layer = &context->layers[i];
+        for (int32_t head = 0; head < layer->kv_heads; ++head) {
+            const int64_t start = (int64_t)head * context->capacity, key_bytes = layer->key_bits == 8 ? 1 : 4, value_bytes = layer->value_bits == 8 ? 1 : 4;
+            copy_part(copier, (char *)layer->keys + start * layer->head_dim * key_bytes, blocks * layer->head_dim * key_bytes);
+            copy_part(copier, (char *)layer->values + start * layer->head_dim * value_bytes, (int64_t)n_past * layer->head_dim * value_bytes);
+            copy_part(copier, layer->key_scales + start, (int64_t)n_past * 4);
+            copy_part(copier, layer->value_scales + start, (int64_t)n_past * 4);
+        }
+    }
+}
+
+int64_t ev_snapshot_bytes(const ev_context *context) {
+    ev_copier copier = {NULL, (int64_t)sizeof context->n_past, 0};
+    copy_cache(context, &copier, context->n_past);
+    return copier.used;
+}
+
+ev_status ev_snapshot(const ev_context *context, void *bytes, int64_t size) {
+    if (size != ev_snapshot_bytes(context)) return ev_fail(EV_ERROR_USAGE, "a snapshot of %d tokens has %lld bytes, not %lld", context->n_past, (long long)ev_snapshot_bytes(context), (long long)size);
+    memcpy(bytes, &context->n_past, sizeof context->n_past);
+    ev_copier copier = {bytes, (int64_t)sizeof context->n_past, 0};
+    copy_cache(context, &copier, context->n_past);
+    return EV_OK;
+}
+
+ev_status ev_restore(ev_context *context, const void *bytes, int64_t size) {
+    int32_t n_past = -1;
+    if (size >= (int64_t)sizeof n_past) memcpy(&n_past, bytes, sizeof n_past);
+    if (n_past < 0 || n_past > context->capacity) return ev_fail(EV_ERROR_USAGE, "the snapshot does not fit into this context");
+    ev_copier measure = {NULL, (int64_t)sizeof n_past, 1};
+    copy_cache(context, &measure, n_past);
+    if (measure.used != size) return ev_fail(EV_ERROR_USAGE, "a snapshot of %d tokens has %lld bytes here, not %lld", n_past, (long long)measure.used, (long long)size);
+    ev_copier copier = {(char *)bytes, (int64_t)sizeof n_past, 1};
+    copy_cache(context, &copier, n_past);
+    context->n_past = n_past;
+    return EV_OK;
+}

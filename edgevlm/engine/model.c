@@ -1,0 +1,266 @@
+/* Opening a model: map the two files, check every number in the plan once, pick a variant, find its kernels. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cpu.h"
+#include "internal.h"
+
+#if defined(__x86_64__)
+enum { THIS_ARCH = 1 };
+#else
+enum { THIS_ARCH = 2 };
+#endif
+
+enum { COLUMN_MULTIPLE = 64, MAX_SIDE = 1 << 24, MAX_OPS = 1 << 16 };
+
+static ev_status map_file(const char *directory, const char *name, ev_mapping *mapping) {
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
+        return ev_fail(EV_ERROR_USAGE, "the package path is longer than %zu characters", sizeof path - 1);
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return ev_fail(EV_ERROR_PACKAGE, "cannot open %s: %s", path, strerror(errno));
+    struct stat status;
+    void *data = MAP_FAILED;
+    if (!fstat(file, &status) && status.st_size > 0)
+        data = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED, file, 0);
+    const int64_t size = status.st_size;
+    close(file);
+    if (data == MAP_FAILED) return ev_fail(EV_ERROR_PACKAGE, "cannot map %s (%lld bytes)", path, (long long)size);
+    *mapping = (ev_mapping){data, size};
+    return EV_OK;
+}
+
+static int inside(uint64_t offset, uint64_t size, uint64_t total) { return offset <= total && size <= total - offset; }
+
+static int weights_inside(uint64_t offset, uint64_t size, uint64_t total, int optional) {
+    return (optional && offset == EV_NONE) || (offset % 64 == 0 && inside(offset, size, total));
+}
+
+static ev_status bad_op(uint32_t index, const char *what) {
+    return ev_fail(EV_ERROR_PACKAGE, "plan.bin: operation %u: %s; compile the package again", index, what);
+}
+
+static ev_status check_matrix(const ev_op *op, uint32_t index, uint64_t total) {
+    const uint64_t n = (uint64_t)op->n, k = (uint64_t)op->k, groups = n * (k / (uint64_t)op->group);
+    if (op->bits != 4 && op->bits != 8) return bad_op(index, "bits must be 4 or 8");
+    if (!weights_inside(op->weight, n * k / (op->bits == 4 ? 2 : 1), total, 0)) return bad_op(index, "weights outside weights.bin");
+    if (!weights_inside(op->scales, groups * 2, total, 0)) return bad_op(index, "scales outside weights.bin");
+    if ((op->flags & EV_FLAG_ZERO_POINT) && !weights_inside(op->zeros, groups, total, 0)) return bad_op(index, "zero points outside weights.bin");
+    return EV_OK;
+}
+
+/* Every size and offset is checked here, so that running needs no checks. */
+static ev_status check_op(const ev_model *model, const ev_plan_graph *graph, uint32_t index) {
+    const ev_op *op = &model->ops[index];
+    const uint64_t total = model->header->weights_bytes, arena = graph->arena_floats;
+    const uint64_t rows = op->flags & EV_FLAG_LAST_ROWS && op->code == EV_OP_GEMM ? EV_MAX_LOGIT_ROWS : (uint64_t)graph->max_rows;
+    const int matrix = op->code == EV_OP_EMBED || op->code == EV_OP_QUANTISE || op->code == EV_OP_GEMM;
+    if (op->code < EV_OP_EMBED || op->code > EV_OP_ATTEND) return bad_op(index, "unknown code");
+    if (matrix) {
+        if (op->k <= 0 || op->k >= MAX_SIDE || (op->group != 32 && op->group != 64 && op->group != 128) || op->k % op->group)
+            return bad_op(index, "k or group is wrong");
+        if (op->code != EV_OP_QUANTISE && (op->n <= 0 || op->n >= MAX_SIDE || op->n % COLUMN_MULTIPLE)) return bad_op(index, "n is wrong");
+    }
+    switch (op->code) {
+    case EV_OP_EMBED:
+        if (!inside(op->out, rows * (uint64_t)op->k, arena)) return bad_op(index, "output outside the arena");
+        if (op->n < model->header->vocab_size) return bad_op(index, "the table is smaller than the vocabulary");
+        return check_matrix(op, index, total);
+    case EV_OP_QUANTISE:
+        if (!inside(op->in, rows * (uint64_t)op->k, arena)) return bad_op(index, "input outside the arena");
+        if ((op->flags & (EV_FLAG_NORM_RMS | EV_FLAG_NORM_LAYER)) && !weights_inside(op->weight, (uint64_t)op->k * 4, total, 0))
+            return bad_op(index, "norm weight outside weights.bin");
+        if ((op->flags & EV_FLAG_NORM_LAYER) && !weights_inside(op->bias, (uint64_t)op->k * 4, total, 0))
+            return bad_op(index, "norm bias outside weights.bin");
+        return EV_OK;
+    case EV_OP_GEMM: {
+        const uint64_t width = (uint64_t)op->n / (op->flags & EV_FLAG_SWIGLU ? 2 : 1);
+        if (!inside(op->out, rows * width, arena)) return bad_op(index, "output outside the arena");
+        if (!weights_inside(op->bias, (uint64_t)op->n * 4, total, 1)) return bad_op(index, "bias outside weights.bin");
+        return check_matrix(op, index, total);
+    }
+    default: {
+        if (op->heads <= 0 || op->kv_heads <= 0 || op->heads > 1024 || op->heads % op->kv_heads ||
+            (op->head_dim != 64 && op->head_dim != 128) || op->layer < 0 || (uint32_t)op->layer >= model->header->n_layers)
+            return bad_op(index, "heads, head_dim or layer is wrong");
+        const uint64_t head = (uint64_t)op->head_dim, q = (uint64_t)op->heads * head, kv = (uint64_t)op->kv_heads * head;
+        if ((uint64_t)op->n < q + 2 * kv || (uint64_t)op->n >= MAX_SIDE) return bad_op(index, "the width of qkv is wrong");
+        if (!inside(op->in, rows * (uint64_t)op->n, arena)) return bad_op(index, "input outside the arena");
+        if (op->code == EV_OP_ATTEND) return inside(op->out, rows * q, arena) ? EV_OK : bad_op(index, "output outside the arena");
+        const uint64_t table = (uint64_t)model->header->max_positions * head / 2 * 4;
+        if (!weights_inside(op->cos, table, total, 0) || !weights_inside(op->sin, table, total, 0) ||
+            !weights_inside(op->centre, kv * 4, total, 0))
+            return bad_op(index, "tables outside weights.bin");
+        return EV_OK;
+    }
+    }
+}
+
+static ev_status check_plan(ev_model *model) {
+    const ev_mapping *file = &model->plan_file;
+    const ev_plan_header *header = file->data;
+    if (file->size < (int64_t)sizeof *header || header->magic != EV_PLAN_MAGIC)
+        return ev_fail(EV_ERROR_PACKAGE, "plan.bin is not an edgevlm plan");
+    if (header->version != EV_PLAN_VERSION)
+        return ev_fail(EV_ERROR_PACKAGE, "plan.bin has version %u, this library reads %u; compile the package again", header->version, EV_PLAN_VERSION);
+    if (header->arch != THIS_ARCH)
+        return ev_fail(EV_ERROR_PACKAGE, "plan.bin is for architecture %u, this library is %d; compile the package for this target", header->arch, THIS_ARCH);
+    if (header->n_graphs == 0 || header->n_graphs > 8 || header->n_ops == 0 || header->n_ops > MAX_OPS || header->n_layers == 0 ||
+        header->n_layers > 1024 || header->hidden_size <= 0 || header->hidden_size >= MAX_SIDE || header->vocab_size <= 0 ||
+        header->vocab_size >= MAX_SIDE || header->max_positions <= 0 || header->max_positions >= MAX_SIDE || header->chunk_tokens <= 0 ||
+        header->chunk_tokens > 1024)
+        return ev_fail(EV_ERROR_PACKAGE, "plan.bin: a number in the header is out of range");
+    const uint64_t expected = sizeof *header + header->n_graphs * sizeof(ev_plan_graph) + header->n_ops * sizeof(ev_op) + header->n_layers * 2ull;
+    if ((uint64_t)file->size != expected)
+        return ev_fail(EV_ERROR_PACKAGE, "plan.bin has %lld bytes, its header asks for %llu; it is truncated or damaged", (long long)file->size, (unsigned long long)expected);
+    if ((uint64_t)model->weights_file.size != header->weights_bytes)
+        return ev_fail(EV_ERROR_PACKAGE, "weights.bin has %lld bytes, plan.bin expects %llu", (long long)model->weights_file.size, (unsigned long long)header->weights_bytes);
+    model->header = header;
+    model->graphs = (const ev_plan_graph *)(header + 1);
+    model->ops = (const ev_op *)(model->graphs + header->n_graphs);
+    model->kv_bits = (const uint8_t *)(model->ops + header->n_ops);
+    model->weights = model->weights_file.data;
+    uint32_t next = 0;
+    for (uint32_t g = 0; g < header->n_graphs; ++g) {
+        const ev_plan_graph *graph = &model->graphs[g];
+        if (graph->first_op != next || graph->n_ops > header->n_ops - next || graph->max_rows <= 0 || graph->max_rows > 4096 ||
+            graph->arena_floats > (1ull << 32))
+            return ev_fail(EV_ERROR_PACKAGE, "plan.bin: graph %u is out of range", g);
+        next += graph->n_ops;
+        for (uint32_t i = graph->first_op; i < next; ++i) {
+            const ev_status status = check_op(model, graph, i);
+            if (status) return status;
+        }
+    }
+    const ev_plan_graph *decoder = &model->graphs[0];
+    if (decoder->kind != 0 || decoder->max_rows < header->chunk_tokens || decoder->n_ops < 3 || model->ops[0].code != EV_OP_EMBED)
+        return ev_fail(EV_ERROR_PACKAGE, "plan.bin: the first graph is not a decoder");
+    if (!inside(decoder->output, EV_MAX_LOGIT_ROWS * (uint64_t)model->ops[decoder->n_ops - 1].n, decoder->arena_floats) ||
+        !inside(decoder->input, (uint64_t)header->chunk_tokens * (uint64_t)header->hidden_size, decoder->arena_floats) ||
+        model->ops[decoder->n_ops - 1].code != EV_OP_GEMM || model->ops[0].k != header->hidden_size ||
+        model->ops[decoder->n_ops - 1].n < header->vocab_size)
+        return ev_fail(EV_ERROR_PACKAGE, "plan.bin: the decoder's input or output is out of range");
+    return EV_OK;
+}
+
+static int runs_here(const ev_variant *variant) {
+    for (const char *const *feature = variant->features; *feature; ++feature)
+        if (!ev_cpu_has(*feature)) return 0;
+    return 1;
+}
+
+int32_t ev_variants(const char **names, int32_t capacity) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < ev_variant_count; ++i)
+        if (runs_here(&ev_variant_table[i])) {
+            if (count < capacity) names[count] = ev_variant_table[i].name;
+            ++count;
+        }
+    return count;
+}
+
+static ev_status pick_variant(ev_model *model, const char *wanted) {
+    for (int32_t i = 0; i < ev_variant_count; ++i) {
+        const ev_variant *variant = &ev_variant_table[i];
+        if (wanted && strcmp(wanted, variant->name)) continue;
+        if (runs_here(variant)) {
+            model->variant = variant;
+            return EV_OK;
+        }
+        if (wanted) return ev_fail(EV_ERROR_BACKEND, "this CPU lacks a feature that the variant '%s' needs", wanted);
+    }
+    if (wanted) return ev_fail(EV_ERROR_USAGE, "there is no variant '%s' in this library", wanted);
+    return ev_fail(EV_ERROR_BACKEND, "this CPU is below the oldest variant of this library ('%s')", ev_variant_table[ev_variant_count - 1].name);
+}
+
+static ev_any_fn find_kernel(const ev_model *model, const char *name) {
+    for (int32_t i = 0; i < model->variant->n_kernels; ++i)
+        if (!strcmp(model->variant->kernels[i].name, name)) return model->variant->kernels[i].function;
+    ev_fail(EV_ERROR_BACKEND, "this library has no kernel '%s' for '%s'", name, model->variant->name);
+    return NULL;
+}
+
+static ev_status find_kernels(ev_model *model) {
+    static const char *const norms[] = {"none", "rms", "layer"};
+    for (uint32_t i = 0; i < model->header->n_ops; ++i) {
+        const ev_op *op = &model->ops[i];
+        ev_op_kernels *kernels = &model->kernels[i];
+        const char *zero = op->flags & EV_FLAG_ZERO_POINT ? "z" : "", *swiglu = op->flags & EV_FLAG_SWIGLU ? "_swiglu" : "";
+        char name[64];
+        int found = 1;
+#define FIND(field, ...) (snprintf(name, sizeof name, __VA_ARGS__), found = found && (kernels->field = find_kernel(model, name)) != NULL)
+        switch (op->code) {
+        case EV_OP_EMBED: FIND(single, "embed_w%dg%d%s", op->bits, op->group, zero); break;
+        case EV_OP_QUANTISE:
+            FIND(single, "quantise_%s_g%d", norms[op->flags & EV_FLAG_NORM_RMS ? 1 : op->flags & EV_FLAG_NORM_LAYER ? 2 : 0], op->group);
+            break;
+        case EV_OP_GEMM:
+            FIND(prefill, "gemm_w%dg%d%s%s_prefill", op->bits, op->group, zero, swiglu);
+            FIND(batch, "gemm_w%dg%d%s%s_batch", op->bits, op->group, zero, swiglu);
+            FIND(decode, "gemm_w%dg%d%s%s_decode", op->bits, op->group, zero, swiglu);
+            break;
+        default:
+            FIND(append8, "append_e%d_int8", op->head_dim);
+            FIND(append_float, "append_e%d_float32", op->head_dim);
+            FIND(attend8, "attend_e%d_int8", op->head_dim);
+            FIND(attend_float, "attend_e%d_float32", op->head_dim);
+            FIND(merge, "merge_e%d", op->head_dim);
+        }
+#undef FIND
+        if (!found) return EV_ERROR_BACKEND;
+    }
+    return EV_OK;
+}
+
+static int32_t default_threads(void) {
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > 8 ? 8 : (int32_t)n;
+}
+
+ev_status ev_model_open(const char *directory, const ev_model_options *options, ev_model **result) {
+    *result = NULL;
+    ev_model *model = calloc(1, sizeof *model);
+    if (!model) return ev_fail(EV_ERROR_BACKEND, "out of memory");
+    ev_status status = map_file(directory, "plan.bin", &model->plan_file);
+    if (!status) status = map_file(directory, "weights.bin", &model->weights_file);
+    if (!status) status = check_plan(model);
+    if (!status) status = pick_variant(model, options ? options->variant : NULL);
+    if (!status && !(model->kernels = calloc(model->header->n_ops, sizeof *model->kernels))) status = ev_fail(EV_ERROR_BACKEND, "out of memory");
+    if (!status) status = find_kernels(model);
+    if (!status) {
+        const int32_t n_threads = options && options->n_threads > 0 ? options->n_threads : default_threads();
+        model->pool = ev_pool_new(n_threads);
+        if (!model->pool) status = ev_fail(EV_ERROR_BACKEND, "cannot start %d threads", n_threads);
+    }
+    if (status) {
+        ev_model_close(model);
+        return status;
+    }
+    *result = model;
+    return EV_OK;
+}
+
+void ev_model_info_get(const ev_model *model, ev_model_info *info) {
+    const ev_plan_header *header = model->header;
+    *info = (ev_model_info){header->hidden_size, header->vocab_size, (int32_t)header->n_layers, header->max_positions, header->chunk_tokens,
+                            (int64_t)header->weights_bytes, ev_pool_threads(model->pool), model->variant->name};
+}
+
+static void unmap(ev_mapping *mapping) {
+    if (mapping->data) munmap(mapping->data, (size_t)mapping->size);
+}
+
+void ev_model_close(ev_model *model) {
+    if (!model) return;
+    ev_pool_free(model->pool);
+    free(model->kernels);
+    unmap(&model->plan_file);
+    unmap(&model->weights_file);
+    free(model);
+}

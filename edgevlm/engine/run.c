@@ -1,0 +1,182 @@
+/* One operation after another over the new rows; inside an operation the threads take disjoint shares. */
+#include <string.h>
+
+#include "internal.h"
+
+typedef struct {
+    ev_context *context;
+    const ev_op *op;
+    const ev_op_kernels *kernels;
+    int32_t rows;      /* rows of this operation */
+    int32_t first_row; /* where they begin in the arena's buffers */
+    int32_t tile_rows; /* rows of the GEMM tile that the activations are packed for */
+    int32_t n_past;
+} ev_step_job;
+
+static const void *weight_at(const ev_context *context, uint64_t offset) {
+    return offset == EV_NONE ? NULL : context->model->weights + offset;
+}
+
+static int32_t tile_rows_for(const ev_variant *variant, int32_t rows) {
+    if (rows == 1) return 1;
+    return rows <= variant->batch_rows ? variant->batch_rows : variant->prefill_rows;
+}
+
+static void embed_task(void *argument, int32_t thread, int32_t n_threads) {
+    const ev_step_job *job = argument;
+    const ev_context *context = job->context;
+    const ev_op *op = job->op;
+    int32_t begin, end;
+    ev_share(job->rows, thread, n_threads, &begin, &end);
+    ((ev_embed_fn)job->kernels->single)(weight_at(context, op->weight), weight_at(context, op->scales), weight_at(context, op->zeros), context->ids,
+                                        context->arena + op->out + (int64_t)job->first_row * op->k, op->k, begin, end);
+}
+
+static void quantise_task(void *argument, int32_t thread, int32_t n_threads) {
+    const ev_step_job *job = argument;
+    const ev_context *context = job->context;
+    const ev_op *op = job->op;
+    int32_t begin, end;
+    ev_share(job->rows, thread, n_threads, &begin, &end);
+    ((ev_quantise_fn)job->kernels->single)(context->arena + op->in + (int64_t)job->first_row * op->k, weight_at(context, op->weight),
+                                           weight_at(context, op->bias), context->codes, context->scales, context->sums, op->k, job->tile_rows,
+                                           op->value, begin, end);
+}
+
+/* Rows of the last tile beyond the real ones get scale 0, so that they add nothing and cannot grow. */
+static void clear_padding(const ev_step_job *job) {
+    const int32_t tiles = (job->rows + job->tile_rows - 1) / job->tile_rows, groups = job->op->k / job->op->group;
+    if (tiles * job->tile_rows == job->rows) return;
+    const int64_t first = (int64_t)(tiles - 1) * groups * job->tile_rows, count = (int64_t)groups * job->tile_rows;
+    memset(job->context->scales + first, 0, (size_t)count * sizeof(float));
+    memset(job->context->sums + first, 0, (size_t)count * sizeof(int32_t));
+}
+
+static void gemm_task(void *argument, int32_t thread, int32_t n_threads) {
+    const ev_step_job *job = argument;
+    const ev_context *context = job->context;
+    const ev_op *op = job->op;
+    const ev_variant *variant = context->model->variant;
+    const int decode = job->tile_rows == 1, batch = !decode && job->tile_rows == variant->batch_rows && job->rows <= variant->batch_rows;
+    const int32_t blocks = decode ? variant->decode_blocks : batch ? variant->batch_blocks : variant->prefill_blocks;
+    const ev_gemm_fn gemm = (ev_gemm_fn)(decode ? job->kernels->decode : batch ? job->kernels->batch : job->kernels->prefill);
+    int32_t begin, end;
+    ev_share(op->n / 16 / blocks, thread, n_threads, &begin, &end);
+    if (begin == end) return;
+    const int32_t width = op->flags & EV_FLAG_SWIGLU ? op->n / 2 : op->n;
+    gemm(weight_at(context, op->weight), weight_at(context, op->scales), weight_at(context, op->zeros), context->codes, context->scales,
+         context->sums, weight_at(context, op->bias), context->arena + op->out + (int64_t)job->first_row * width, op->n, op->k,
+         (job->rows + job->tile_rows - 1) / job->tile_rows, op->bias != EV_NONE, (op->flags & EV_FLAG_ACCUMULATE) != 0, begin * blocks,
+         end * blocks);
+}
+
+static void append_task(void *argument, int32_t thread, int32_t n_threads) {
+    const ev_step_job *job = argument;
+    const ev_context *context = job->context;
+    const ev_op *op = job->op;
+    const ev_layer_cache *layer = &context->layers[op->layer];
+    int32_t begin, end;
+    ev_share(job->rows, thread, n_threads, &begin, &end);
+    const ev_append_fn append = (ev_append_fn)(layer->key_bits == 8 ? job->kernels->append8 : job->kernels->append_float);
+    append(context->arena + op->in, weight_at(context, op->cos), weight_at(context, op->sin), weight_at(context, op->centre), context->positions,
+           layer->keys, layer->key_scales, layer->values, layer->value_scales, op->heads, op->kv_heads, context->capacity, job->n_past, op->value,
+           op->n, begin, end);
+}
+
+static void attend_range(const ev_step_job *job, float *partial, int32_t kv_head, int32_t row_begin, int32_t row_end, int32_t key_begin,
+                         int32_t key_end) {
+    const ev_context *context = job->context;
+    const ev_op *op = job->op;
+    const ev_layer_cache *layer = &context->layers[op->layer];
+    const ev_attend_fn attend = (ev_attend_fn)(layer->key_bits == 8 ? job->kernels->attend8 : job->kernels->attend_float);
+    attend(context->arena + op->in, layer->keys, layer->key_scales, layer->values, layer->value_scales, partial, op->heads, op->kv_heads, op->n,
+           context->capacity, job->n_past, op->window, kv_head, row_begin, row_end, key_begin, key_end);
+}
+
+/* Few rows: the cache is cut into units of (KV head, range of keys), shared out evenly; the merge follows. The cut does
+ * not depend on the number of threads, so neither does the sum. */
+static int32_t decode_units(const ev_step_job *job) {
+    const int32_t keys = job->n_past + job->rows, unit = ev_unit_keys(job->op->head_dim);
+    return (keys + unit - 1) / unit;
+}
+
+static void attend_decode_task(void *argument, int32_t thread, int32_t n_threads) {
+    const ev_step_job *job = argument;
+    const ev_op *op = job->op;
+    const int32_t rows = job->rows * (op->heads / op->kv_heads), parts = decode_units(job), unit = ev_unit_keys(op->head_dim);
+    const int32_t keys = job->n_past + job->rows;
+    int32_t begin, end;
+    ev_share(op->kv_heads * parts, thread, n_threads, &begin, &end);
+    for (int32_t i = begin; i < end; ++i) {
+        const int32_t part = i % parts, last = (part + 1) * unit;
+        attend_range(job, job->context->partials + (int64_t)i * rows * (op->head_dim + 2), i / parts, 0, rows, part * unit, last < keys ? last : keys);
+    }
+}
+
+static void merge_task(void *argument, int32_t thread, int32_t n_threads) {
+    const ev_step_job *job = argument;
+    const ev_context *context = job->context;
+    const ev_op *op = job->op;
+    const int32_t rows = job->rows * (op->heads / op->kv_heads), parts = decode_units(job);
+    int32_t begin, end;
+    ev_share(op->kv_heads, thread, n_threads, &begin, &end);
+    for (int32_t kv_head = begin; kv_head < end; ++kv_head)
+        ((ev_merge_fn)job->kernels->merge)(context->partials + (int64_t)kv_head * parts * rows * (op->head_dim + 2), context->arena + op->out, parts,
+                                           rows, op->heads, op->kv_heads, op->heads * op->head_dim, kv_head, 0, rows);
+}
+
+/* Many rows: a unit is (KV head, 48 rows) over all keys; later rows see more keys, so units are dealt in turn. */
+static void attend_prefill_task(void *argument, int32_t thread, int32_t n_threads) {
+    const ev_step_job *job = argument;
+    const ev_context *context = job->context;
+    const ev_op *op = job->op;
+    const int32_t rows = job->rows * (op->heads / op->kv_heads), units = (rows + EV_UNIT_ROWS - 1) / EV_UNIT_ROWS;
+    float *partial = context->partials + (int64_t)thread * EV_UNIT_ROWS * (op->head_dim + 2);
+    for (int32_t i = thread; i < op->kv_heads * units; i += n_threads) {
+        const int32_t begin = i % units * EV_UNIT_ROWS, end = begin + EV_UNIT_ROWS < rows ? begin + EV_UNIT_ROWS : rows;
+        attend_range(job, partial, i / units, begin, end, 0, job->n_past + job->rows);
+        /* The merge addresses rows from 0: give it the partials as if they began there. */
+        ((ev_merge_fn)job->kernels->merge)(partial - (int64_t)begin * (op->head_dim + 2), context->arena + op->out, 1, rows, op->heads, op->kv_heads,
+                                           op->heads * op->head_dim, i / units, begin, end);
+    }
+}
+
+static void run_attend(ev_pool *pool, ev_step_job *job) {
+    if (job->rows <= job->context->model->variant->batch_rows) {
+        ev_pool_run(pool, attend_decode_task, job);
+        ev_pool_run(pool, merge_task, job);
+    } else {
+        ev_pool_run(pool, attend_prefill_task, job);
+    }
+}
+
+void ev_run_embed(ev_context *context, const int32_t *ids, int32_t row, int32_t n) {
+    ev_model *model = context->model;
+    memcpy(context->ids, ids, (size_t)n * sizeof *ids);
+    ev_step_job job = {context, &model->ops[0], &model->kernels[0], n, row, 0, 0};
+    ev_pool_run(model->pool, embed_task, &job);
+}
+
+void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits) {
+    ev_model *model = context->model;
+    const ev_plan_graph *graph = &model->graphs[0];
+    for (uint32_t i = graph->first_op + 1; i < graph->first_op + graph->n_ops; ++i) {
+        ev_step_job job = {context, &model->ops[i], &model->kernels[i], rows, 0, 0, context->n_past};
+        if (job.op->flags & EV_FLAG_LAST_ROWS) {
+            job.rows = n_logits;
+            job.first_row = job.op->code == EV_OP_QUANTISE ? rows - n_logits : 0;
+        }
+        if (job.rows == 0) continue;
+        job.tile_rows = tile_rows_for(model->variant, job.rows);
+        switch (job.op->code) {
+        case EV_OP_QUANTISE:
+            clear_padding(&job);
+            ev_pool_run(model->pool, quantise_task, &job);
+            break;
+        case EV_OP_GEMM: ev_pool_run(model->pool, gemm_task, &job); break;
+        case EV_OP_APPEND: ev_pool_run(model->pool, append_task, &job); break;
+        case EV_OP_ATTEND: run_attend(model->pool, &job); break;
+        default: break;
+        }
+    }
+}
