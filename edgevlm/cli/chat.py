@@ -134,8 +134,7 @@ class _Repl:
             raise UsageError(f"{line!r} is not a command; /help lists them")
 
     def _answer(self, text: str) -> None:
-        self.messages.append({"role": "user", "content": text, "images": self._images, "finish_reason": None})
-        self._images = []
+        n_turns = len(self._conversation.turns)
         said, finish_reason = "", None
         with CancelOnInterrupt(self._model.cancel):
             for chunk in self._conversation.send(text, **self._sampling):
@@ -147,7 +146,10 @@ class _Repl:
             answer("")
         if finish_reason == "cancelled":
             note("(stopped)")
-        self.messages.append({"role": "assistant", "content": said, "images": [], "finish_reason": finish_reason})
+        if len(self._conversation.turns) > n_turns:  # else it was stopped before its first token, and is forgotten
+            self.messages.append({"role": "user", "content": text, "images": self._images, "finish_reason": None})
+            self.messages.append({"role": "assistant", "content": said, "images": [], "finish_reason": finish_reason})
+            self._images = []
 
     def _save(self, path: Path) -> None:
         path.write_text(json.dumps({"messages": self.messages}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -29,4 +30,5 @@ class CancelOnInterrupt:
         self._interrupts += 1
         if self._interrupts > 1:
             raise KeyboardInterrupt
-        self._cancel()
+        # in a thread of its own: the interrupted code may hold a lock that `cancel` takes
+        threading.Thread(target=self._cancel, daemon=True).start()

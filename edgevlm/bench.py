@@ -1,0 +1,135 @@
+"""Measures a package on this machine: seconds per stage, medians of several runs after one that warms the caches.
+
+The stages are those of an answer: load, encode a picture's tiles, prefill a prompt, decode. The prompt is random token
+ids (a dense model's speed does not depend on them), so that its length is exactly what was asked for.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevlm.errors import UsageError
+from edgevlm.image import normalize
+from edgevlm.memory import peak_memory_bytes
+from edgevlm.model import Model, load
+from edgevlm.tiling import cut_tiles
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """Seconds of one stage, and how much of `unit` passes per second at the median."""
+
+    stage: str
+    median_s: float
+    min_s: float
+    max_s: float
+    rate: float | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `edgevlm bench --json` prints."""
+
+    package: str
+    backend: str
+    n_prompt_tokens: int
+    n_new_tokens: int
+    n_tiles: int
+    repeat: int
+    stages: tuple[StageResult, ...]
+    peak_memory_bytes: int
+
+
+def measure(
+    package_dir: str | Path,
+    *,
+    n_prompt_tokens: int = 512,
+    n_new_tokens: int = 64,
+    repeat: int = 3,
+    image: str | Path | None = None,
+    load_arguments: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Returns the medians of `repeat` runs, each of which loads the package anew.
+
+    Raises ContextFullError when prompt and answer do not fit, UsageError for counts below 1.
+    """
+    for name, value in (("n_prompt_tokens", n_prompt_tokens), ("n_new_tokens", n_new_tokens), ("repeat", repeat)):
+        if value < 1:
+            raise UsageError(f"{name} is {value}, expected 1 or more")
+    runs: list[dict[str, float]] = []
+    n_tiles = 0
+    for done in range(repeat + 1):
+        seconds, n_tiles = _run(package_dir, n_prompt_tokens, n_new_tokens, image, load_arguments or {})
+        runs.append(seconds)
+        if progress is not None:
+            progress("bench", done + 1, repeat + 1)
+    counts = {
+        "load": (0, ""),
+        "encode": (n_tiles, "tiles/s"),
+        "prefill": (n_prompt_tokens, "tok/s"),
+        "decode": (n_new_tokens, "tok/s"),
+    }
+    stages = []
+    for stage in runs[0]:
+        values = [run[stage] for run in runs[1:]]
+        median_s = statistics.median(values)
+        count, unit = counts[stage]
+        rate = count / median_s if count and median_s else None
+        stages.append(StageResult(stage, median_s, min(values), max(values), rate, unit))
+    return BenchResult(
+        package=str(package_dir),
+        backend="onnx",
+        n_prompt_tokens=n_prompt_tokens,
+        n_new_tokens=n_new_tokens,
+        n_tiles=n_tiles,
+        repeat=repeat,
+        stages=tuple(stages),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def _run(
+    package_dir: str | Path, n_prompt_tokens: int, n_new_tokens: int, image: str | Path | None, load_arguments: Any
+) -> tuple[dict[str, float], int]:
+    """Returns seconds by stage, and the number of tiles."""
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    with load(package_dir, **load_arguments) as model:
+        seconds["load"] = time.perf_counter() - start
+        n_tiles = 0
+        if image is not None:
+            seconds["encode"], n_tiles = _encode(model, image)
+        ids = np.random.default_rng(0).integers(0, model.package.manifest.decoder.vocab_size, n_prompt_tokens)
+        start = time.perf_counter()
+        logits = model.session.prefill([ids.astype(np.int64)], np.arange(n_prompt_tokens, dtype=np.int64))
+        seconds["prefill"] = time.perf_counter() - start
+        start = time.perf_counter()
+        for position in range(n_prompt_tokens, n_prompt_tokens + n_new_tokens):
+            logits = model.session.step(int(logits.argmax()), position)
+        seconds["decode"] = time.perf_counter() - start
+    return seconds, n_tiles
+
+
+def _encode(model: Model, image: str | Path) -> tuple[float, int]:
+    """Returns the seconds that the tower takes, without being loaded, and the number of tiles."""
+    picture = model.picture(image)
+    processor = model.package.manifest.processor
+    if processor is None:
+        raise UsageError(f"{model.package.path} takes no pictures")
+    tiles = normalize(cut_tiles(picture.image, picture.plan, processor), processor)
+    loaded_before = model.session.timings.load_s
+    start = time.perf_counter()
+    model.session.encode(tiles)
+    elapsed_s = time.perf_counter() - start
+    return elapsed_s - (model.session.timings.load_s - loaded_before), len(tiles)
