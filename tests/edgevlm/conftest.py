@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_package import write_package
+
+from tests.edgevlm.tiny_package import write_package
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,21 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from tiny_package import CONTEXT, HEAD_DIM, HIDDEN, KV_HEADS, TILE_PX, TOKENS_PER_TILE, VOCAB, write_package
 
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.backends.session import Cancelled
 from edgevlm.errors import ContextFullError, PackageError, UsageError
 from edgevlm.package import Package, open_package
+from tests.edgevlm.tiny_package import (
+    CONTEXT,
+    HEAD_DIM,
+    HIDDEN,
+    KV_HEADS,
+    TILE_PX,
+    TOKENS_PER_TILE,
+    VOCAB,
+    write_package,
+)
 
 RNG = np.random.default_rng(7)
 

@@ -1,0 +1,244 @@
+"""Memory: what a package will need, computed before anything is loaded, and what a process has used, measured.
+
+The estimate is an upper bound on the peak resident size with the onnxruntime backend: bytes on disk, the copies that
+onnxruntime packs for its kernels, the cache at full context, and the largest activations of a prefill chunk and of a
+batch of tiles. It reads the manifest and the ONNX headers, never the weights.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, TILE_BATCHES
+from edgevlm.errors import BackendError
+from edgevlm.onnx_file import StoredTensor, stored_tensors
+from edgevlm.package import Package
+
+RUNTIME_BYTES = 64 << 20
+"""Interpreter, numpy and onnxruntime; used when the resident size of this process cannot be read."""
+LIBRARY_BYTES = 48 << 20
+"""onnxruntime's own pages, tokenizer and heap slack."""
+_FLOAT_BYTES = 4
+_LIVE_WIDE_TENSORS, _LIVE_HIDDEN_TENSORS = 3, 8
+"""Activations alive at once in a block: gate, up and their product; residual, norm, q, k, v and outputs."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by purpose; `total_bytes` is compared with a budget, `new_bytes` with what the machine has left."""
+
+    process_bytes: int
+    """Resident before loading."""
+    weights_bytes: int
+    """All graphs on disk, the tower included."""
+    packed_bytes: int
+    """onnxruntime's packed copies of matrices."""
+    kv_bytes: int
+    language_activations_bytes: int
+    vision_activations_bytes: int
+
+    @property
+    def new_bytes(self) -> int:
+        """What loading and running add to the process."""
+        return (
+            self.weights_bytes
+            + self.packed_bytes
+            + self.kv_bytes
+            + self.language_activations_bytes
+            + self.vision_activations_bytes
+            + LIBRARY_BYTES
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak resident size to expect."""
+        return self.process_bytes + self.new_bytes
+
+    def describe(self) -> str:
+        """Returns the sum in words, for error messages."""
+        parts = [
+            ("weights", self.weights_bytes),
+            ("packed copies", self.packed_bytes),
+            ("key-value cache", self.kv_bytes),
+            ("activations", self.language_activations_bytes + self.vision_activations_bytes),
+            ("process and libraries", self.process_bytes + LIBRARY_BYTES),
+        ]
+        return ", ".join(f"{name} {_mb(size)}" for name, size in parts if size)
+
+
+def estimate_memory(package: Package, context: int) -> MemoryEstimate:
+    """Returns what running `package` with `context` tokens takes."""
+    decoder = package.manifest.decoder
+    sizes = {entry.path: entry.size_bytes for entry in package.manifest.files}
+    weights = sum(sizes[path] for path in {path for graph in package.manifest.graphs for path in graph.data})
+    packed = 0
+    language = vision = 0
+    for graph in package.manifest.graphs:
+        tensors = stored_tensors(package.file(graph.path))
+        if graph.name == "embed_tokens":
+            continue
+        packed += sum(_packed_bytes(tensor) for tensor in tensors)
+        if graph.name == "decoder_model_merged":
+            language = _decoder_activations(package, tensors, context)
+        else:
+            vision = _vision_activations(package, tensors)
+    kv = 0
+    for entry in decoder.cache:
+        n_elements = 1
+        for axis in entry.shape:
+            n_elements *= context if axis == "P" else int(axis)
+        kv += n_elements * _FLOAT_BYTES
+    return MemoryEstimate(resident_bytes() or RUNTIME_BYTES, weights, packed, kv, language, vision)
+
+
+def check_memory(package: Package, context: int, budget_bytes: int | None) -> MemoryEstimate:
+    """Returns the estimate.
+
+    Raises BackendError with the numbers when it is above `budget_bytes`, or, without a budget, above what the machine
+    and the cgroup have left.
+    """
+    estimate = estimate_memory(package, context)
+    advice = "load with a smaller context or export with fewer bits"
+    if budget_bytes is not None and estimate.total_bytes > budget_bytes:
+        raise BackendError(
+            f"{package.path}: {_mb(estimate.total_bytes)} are needed at a context of {context} tokens "
+            f"({estimate.describe()}), the memory budget is {_mb(budget_bytes)}; raise the budget, {advice}"
+        )
+    available = available_bytes()
+    if budget_bytes is None and available is not None and estimate.new_bytes > available:
+        raise BackendError(
+            f"{package.path}: {_mb(estimate.new_bytes)} more are needed at a context of {context} tokens "
+            f"({estimate.describe()}), {_mb(available)} are available; close other programs, {advice}"
+        )
+    return estimate
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Returns the bytes that can be used before the system or the cgroup runs out; None when that is unknown."""
+    limits: list[int] = []
+    try:
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError):
+        pass
+    for directory, limit_name, used_name in _cgroup_files(proc, cgroup):
+        try:
+            limit = (directory / limit_name).read_text().strip()
+            used = int((directory / used_name).read_text())
+        except (OSError, ValueError):
+            continue
+        # version 1 writes a huge number where there is no limit
+        if limit.isdigit() and int(limit) < 1 << 60:
+            limits.append(max(0, int(limit) - used + _reclaimable(directory)))
+    return min(limits) if limits else None
+
+
+def _cgroup_files(proc: Path, cgroup: Path) -> list[tuple[Path, str, str]]:
+    """Returns (directory, limit file, usage file) of this process's memory cgroup and all above it, both versions."""
+    found: list[tuple[Path, str, str]] = []
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in [*lines, "0::/", "0:memory:/"]:
+        _, controllers, own = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            root, names = cgroup, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = cgroup / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        directory = root / own.lstrip("/")
+        while True:
+            found.append((directory, *names))
+            if directory == root or root not in directory.parents:
+                break
+            directory = directory.parent
+    return list(dict.fromkeys(found))
+
+
+def _reclaimable(directory: Path) -> int:
+    """Returns the bytes of cached files that the cgroup gives back under pressure."""
+    try:
+        for line in (directory / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name in ("inactive_file", "total_inactive_file"):
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def resident_bytes() -> int | None:
+    """Returns the resident size of this process now; None where /proc does not tell."""
+    return _status_bytes("VmRSS:")
+
+
+def peak_memory_bytes() -> int:
+    """Returns the largest resident size that this process has had."""
+    peak = _status_bytes("VmHWM:")
+    if peak is not None:
+        return peak
+    if os.name != "posix":
+        return 0
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+def _status_bytes(key: str) -> int | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _packed_bytes(tensor: StoredTensor) -> int:
+    """Returns what onnxruntime keeps beside the file for a matrix: a copy in its kernels' order."""
+    if len(tensor.shape) < 2 or tensor.location is None:
+        return 0
+    return tensor.length or 0
+
+
+def _decoder_activations(package: Package, tensors: list[StoredTensor], context: int) -> int:
+    decoder = package.manifest.decoder
+    rows = min(PREFILL_CHUNK_TOKENS, context)
+    wide = max((width for tensor in tensors if (width := _output_width(tensor)) < decoder.vocab_size), default=0)
+    per_row = _LIVE_WIDE_TENSORS * wide + _LIVE_HIDDEN_TENSORS * decoder.hidden_size
+    scores = decoder.num_attention_heads * rows * context
+    return (rows * per_row + scores + decoder.vocab_size) * _FLOAT_BYTES
+
+
+def _vision_activations(package: Package, tensors: list[StoredTensor]) -> int:
+    processor = package.manifest.processor
+    if processor is None:
+        return 0
+    n_pixels = processor.tile_px * processor.tile_px
+    patch_px, hidden = 1, 1
+    for tensor in tensors:
+        if len(tensor.shape) == 4 and tensor.shape[1] == 3 and tensor.shape[2] > 0:
+            patch_px, hidden = tensor.shape[2], tensor.shape[0]
+    n_patches = n_pixels // (patch_px * patch_px)
+    wide = max((_output_width(tensor) for tensor in tensors), default=0)
+    per_patch = _LIVE_WIDE_TENSORS * wide + _LIVE_HIDDEN_TENSORS * hidden
+    pixels = 2 * 3 * n_pixels
+    return TILE_BATCHES[0] * (n_patches * per_patch + pixels) * _FLOAT_BYTES
+
+
+def _output_width(tensor: StoredTensor) -> int:
+    """Returns N of a MatMulNBits matrix (N, blocks, bytes) or of a float matrix (K, N)."""
+    if len(tensor.shape) == 3:
+        return tensor.shape[0]
+    return tensor.shape[1] if len(tensor.shape) == 2 else 0
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.0f} MB"
