@@ -82,7 +82,8 @@ def picture_probes(package: Package) -> tuple[PictureProbe, ...]:
     tokenizer = Tokenizer.open(package)
     plans = {size: plan_tiles(*size, spec) for size in probes.PICTURE_SIZES}
     by_cost = sorted(plans, key=lambda size: (plans[size].n_tiles == 1, plans[size].n_tiles))
-    chosen, n_tiles = [], 0
+    chosen: list[tuple[int, int]] = []
+    n_tiles = 0
     for size in by_cost:
         if not chosen or n_tiles + plans[size].n_tiles <= MAX_PROBE_TILES:
             chosen.append(size)

@@ -1,4 +1,4 @@
-"""Our stages against transformers: pixels, tile grid and prompt ids exactly, features, logits and greedy tokens in fp32.
+"""Our stages against transformers: pixels, grids and prompt ids exactly; features, logits and greedy tokens in fp32.
 
 The picture and prompt checks run on the package itself; features, logits and greedy tokens on an fp32 package of the
 same checkpoint, through the session that users run. `expect` collects what transformers says, so that the torch model
@@ -8,15 +8,17 @@ can be dropped before ours is loaded; `compare` takes that and a session.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, Float32, Int64, Segment, Session
 from edgevlm.image import normalize
+from edgevlm.model import as_messages
 from edgevlm.package import Package
-from edgevlm.prompt import prompt_segments
+from edgevlm.prompt import ChatTemplate, ImageRun, build_segments
 from edgevlm.spec import ParityEntry
 from edgevlm.tiling import cut_tiles, plan_tiles
 from edgevlm.tokenizer import Tokenizer
@@ -120,14 +122,15 @@ def check_prompt_ids(
 
 def our_prompt_ids(package: Package, tokenizer: Tokenizer, text: str, sizes: Sequence[tuple[int, int]]) -> list[int]:
     """Returns the ids of one user turn with pictures of `sizes` first, image tokens written out."""
-    segments = prompt_segments(package, tokenizer, text, sizes)
-    prompt = package.manifest.prompt
+    manifest = package.manifest
+    plans = [] if manifest.processor is None else [plan_tiles(*size, manifest.processor) for size in sizes]
+    template = ChatTemplate.open(package)
     ids: list[int] = []
-    for segment in segments:
-        if isinstance(segment, int):
-            ids += [0 if prompt is None else prompt.image_token_id] * segment
-        else:
-            ids += segment
+    for segment in build_segments(as_messages(text, len(sizes)), template, tokenizer, manifest.prompt, plans):
+        if not isinstance(segment, ImageRun):
+            ids += [int(token) for token in segment]
+        elif manifest.prompt is not None:
+            ids += [manifest.prompt.image_token_id] * segment.n_tokens
     return ids
 
 
@@ -138,11 +141,11 @@ def expect(reference: Reference, n_greedy: int = N_GREEDY) -> Expected:
     if reference.has_vision:
         picture = _cheapest_picture(reference)
         features = reference.image_features(picture.pixel_values)
-        found = _replace(found, pixel_values=picture.pixel_values, features=features)
+        found = replace(found, pixel_values=picture.pixel_values, features=features)
         if reference.has_language:
             ids = reference.prompt_ids(probes.QUESTION, [picture])
             after = last_index(ids, reference.parts.image_token_id) + 1
-            found = _replace(
+            found = replace(
                 found,
                 prompt_ids=tuple(ids),
                 prompt_logits=reference.logits(ids, features)[after:],
@@ -151,19 +154,13 @@ def expect(reference: Reference, n_greedy: int = N_GREEDY) -> Expected:
     if reference.has_language:
         limit = int(reference.parts.language.config.max_position_embeddings) - n_greedy
         ids = reference.text_ids(probes.text()[:4000])[: min(N_TEXT_TOKENS, limit)]
-        found = _replace(
+        found = replace(
             found,
             text_ids=tuple(ids),
             text_logits=reference.logits(ids),
             text_greedy=tuple(reference.greedy(ids, n_greedy)),
         )
     return found
-
-
-def _replace(expected: Expected, **fields: object) -> Expected:
-    from dataclasses import replace
-
-    return replace(expected, **fields)  # type: ignore[arg-type]
 
 
 def _cheapest_picture(reference: Reference) -> ReferencePicture:
@@ -227,7 +224,7 @@ def split_prompt(ids: Sequence[int], image_token_id: int, features: Float32 | No
     segments: list[Segment] = []
     edges = [0, *(np.flatnonzero(np.diff(is_image[:end].astype(np.int8))) + 1).tolist(), end]
     used = 0
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         if is_image[start]:
             segments.append(flat[used : used + stop - start])
             used += stop - start

@@ -60,7 +60,7 @@ def raise_on_failure(entries: Iterable[ParityEntry]) -> None:
     failed = [entry for entry in entries if entry.status == "fail"]
     if failed:
         lines = [
-            f"{entry.stage} against {entry.against}: {entry.metric} is {entry.value:.4g}, the bound is {entry.bound:.4g}"
+            f"{entry.stage} against {entry.against}: {entry.metric} is {entry.value:.4g}, bound {entry.bound:.4g}"
             for entry in failed
         ]
         raise ParityError(
