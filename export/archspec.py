@@ -50,7 +50,9 @@ class VisionSpec:
     temporal_patch: int = 1
     patch_layout: Literal["image", "flat_chw", "flat_hwc", "flat_ctyx"] = "image"
     patch_bias: bool = True
-    pos: Literal["none", "table", "bucket", "bilinear", "bilinear_corners", "bilinear_aa", "bicubic", "xy_tables"] = "table"
+    pos: Literal["none", "table", "bucket", "bilinear", "bilinear_corners", "bilinear_aa", "bicubic", "xy_tables"] = (
+        "table"
+    )
     pos_grid: int = 0
     """Side of the stored position table, without CLS."""
     rope: Literal["none", "shared", "even_odd", "halves"] = "none"
@@ -83,6 +85,7 @@ class LinearSpec:
     """One linear layer of a connector."""
 
     out: int
+    """Out features; 0 takes what the checkpoint stores (configs of composed models do not say it)."""
     bias: bool
 
 
@@ -174,6 +177,8 @@ class NameMap:
     language: dict[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     """Regular expressions (full match) of tensors that are left out on purpose."""
+    roots: tuple[tuple[str, str], ...] = ()
+    """Other spellings of a prefix, (prefix here, prefix on disk), tried in order when a name is not in the file."""
 
 
 @dataclass(frozen=True)

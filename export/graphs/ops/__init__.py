@@ -1,0 +1,1 @@
+"""Primitive forms of one target: what a linear, a norm or an attention is made of."""

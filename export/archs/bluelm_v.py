@@ -1,0 +1,82 @@
+"""bluelm_v, the reference model after BlueLM-V-3B: DINOv2 tower, 2x2 downsampler, two-layer MLP, llama.
+
+The paper leaves these open; this is our definition: tower without CLS, the token grid padded with zeros right and
+bottom to even sides, 2x2 blocks concatenated in (dy, dx, channel) order, Linear 4C → C, then Linear, GELU, Linear.
+Pictures: relaxed aspect-ratio matching over 4x4 tiles, thumbnail first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgevlm.spec import ProcessorSpec, PromptSpec
+from export.archs import dinov2, llama
+from export.archs.fields import Fields, tied
+from export.archs.files import channel_values, check_image_token, generation_spec
+from export.archspec import ArchSpec, ConnectorSpec, LinearSpec, NameMap
+
+IMAGE_TOKEN = "<image>"
+GRID_SIDE = 4
+"""Largest number of tile rows and columns (papers.md 1: the 4x4 box)."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+AS_STORED = 0
+
+
+def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec:
+    top = Fields(config)
+    text, vision_fields = top.child("text_config"), top.child("vision_config")
+    text.require("model_type", "llama", ("llama",))
+    vision_fields.require("model_type", "dinov2", ("dinov2",))
+    tile_px = top.integer("tile_px", vision_fields.side("image_size", 224))
+    vision = dinov2.vision_spec(vision_fields, tile_px)
+    language = llama.language_spec(text, tied=tied(top, text, llama.LLAMA.tie_word_embeddings))
+    image_token_id = top.integer("image_token_id")
+    image_token = str(top.get("image_token", IMAGE_TOKEN))
+    check_image_token(files, image_token, image_token_id)
+    grid = tile_px // vision.patch
+    return ArchSpec(
+        model_type="bluelm_v",
+        names=NameMap(
+            vision=dinov2.vision_names("vision_tower."),
+            connector={
+                "linear.0": "projector.downsampler",
+                "linear.1": "projector.mlp.0",
+                "linear.2": "projector.mlp.2",
+            },
+            language=llama.language_names("language_model.model.", "language_model.lm_head"),
+            ignore=(*dinov2.IGNORE, *llama.IGNORE),
+            roots=(("language_model.model.", "language_model."), ("language_model.lm_head", "lm_head")),
+        ),
+        language=language,
+        vision=vision,
+        connector=ConnectorSpec(
+            reduce="s2d",
+            factor=2,
+            pad="zero",
+            linears=(
+                LinearSpec(vision.width, True),
+                LinearSpec(AS_STORED, True),
+                LinearSpec(language.hidden, True),
+            ),
+            act="gelu",
+            act_after=(1,),
+        ),
+        processor=ProcessorSpec(
+            scheme="relaxed",
+            tile_px=tile_px,
+            resample="bicubic",
+            image_mean=channel_values(top.get("image_mean", IMAGENET_MEAN), top.where("image_mean")),
+            image_std=channel_values(top.get("image_std", IMAGENET_STD), top.where("image_std")),
+            thumbnail="first",
+            max_rows=GRID_SIDE,
+            max_cols=GRID_SIDE,
+            max_tiles=top.integer("max_tiles", GRID_SIDE * GRID_SIDE),
+            relaxed_alpha=top.number("relaxed_alpha", 0.1),
+        ),
+        prompt=PromptSpec(
+            image_token=image_token, image_token_id=image_token_id, tokens_per_tile=((grid + 1) // 2) ** 2
+        ),
+        generation=generation_spec(top, text, files),
+    )

@@ -1,0 +1,122 @@
+"""Idefics3 and SmolVLM: SigLIP tower with bucketed positions, space-to-depth, one linear, llama.
+
+`IDEFICS3` and `SMOLVLM` hold what differs; the rest is one reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgevlm.errors import PackageError, UnsupportedModelError
+from edgevlm.spec import ProcessorSpec, PromptSpec
+from export.archs import llama, siglip
+from export.archs.fields import Fields, tied
+from export.archs.files import ImageProcessing, check_image_token, generation_spec, read_json
+from export.archspec import ArchSpec, ConnectorSpec, LinearSpec, NameMap, VisionSpec
+
+HALF = (0.5, 0.5, 0.5)
+LANCZOS = 1
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model type of the family: class defaults of its configs and processors (transformers 5.24)."""
+
+    model_type: str
+    image_token_id: int = 128257
+    scale_factor: int = 2
+    tile_px: int = 364
+    image_token: str = "<image>"
+    around_token: str = "<fake_token_around_image>"
+    global_token: str = "<global-img>"
+
+
+IDEFICS3 = Variant("idefics3")
+
+
+def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec:
+    return whole_spec(config, files, IDEFICS3)
+
+
+def whole_spec(config: Mapping[str, Any], files: Mapping[str, bytes], variant: Variant) -> ArchSpec:
+    top = Fields(config)
+    text, vision_fields = top.child("text_config"), top.child("vision_config")
+    text.require("model_type", "llama", ("llama",))
+    vision = siglip.vision_spec(vision_fields, pos="bucket", width=1152, heads=16, image_px=224, patch_px=32)
+    factor = top.integer("scale_factor", variant.scale_factor)
+    grid = vision.image_px // vision.patch
+    if grid % factor:
+        raise UnsupportedModelError(
+            f"{top.where('scale_factor')} {factor} does not divide the tower's {grid}x{grid} patches"
+        )
+    language = llama.language_spec(text, tied=tied(top, text, False))
+    n_tokens = (grid // factor) ** 2
+    return ArchSpec(
+        model_type=variant.model_type,
+        names=NameMap(
+            vision=siglip.vision_names("model.vision_model."),
+            connector={"linear.0": "model.connector.modality_projection.proj"},
+            language=llama.language_names("model.text_model.", "lm_head"),
+            ignore=(*llama.IGNORE, r"(.*\.)?embeddings\.position_ids"),
+            roots=(("model.", ""),),
+        ),
+        language=language,
+        vision=vision,
+        connector=ConnectorSpec(
+            reduce="s2d", factor=factor, linears=(LinearSpec(language.hidden, False),), act_after=()
+        ),
+        processor=_processor(files, variant, vision),
+        prompt=_prompt(top, files, variant, n_tokens),
+        generation=generation_spec(top, text, files),
+    )
+
+
+def _processor(files: Mapping[str, bytes], variant: Variant, vision: VisionSpec) -> ProcessorSpec:
+    processing = ImageProcessing(files, variant.model_type)
+    tile_px = processing.edge("max_image_size", variant.tile_px)
+    if tile_px != vision.image_px:
+        raise UnsupportedModelError(
+            f"{processing.where('max_image_size')}.longest_edge {tile_px} differs from the tower's "
+            f"image_size {vision.image_px} (config.json: vision_config.image_size); only equal sizes are implemented"
+        )
+    longest_px = processing.edge("size", 4 * variant.tile_px)
+    n_side = -(-longest_px // tile_px)
+    splits = processing.flag("do_image_splitting", True)
+    return ProcessorSpec(
+        scheme="tile_grid" if splits else "square",
+        tile_px=tile_px,
+        resample=processing.resample(LANCZOS),
+        image_mean=processing.channels("image_mean", HALF),
+        image_std=processing.channels("image_std", HALF),
+        rescale_factor=processing.number("rescale_factor", 1 / 255),
+        thumbnail="last" if splits else "none",
+        max_rows=n_side if splits else 1,
+        max_cols=n_side if splits else 1,
+        max_tiles=n_side * n_side if splits else 1,
+        longest_edge_px=longest_px if splits else None,
+    )
+
+
+def _prompt(top: Fields, files: Mapping[str, bytes], variant: Variant, n_tokens: int) -> PromptSpec:
+    declared = read_json(files, "processor_config.json").get("image_seq_len")
+    if declared is not None and declared != n_tokens:
+        raise PackageError(
+            f"processor_config.json says image_seq_len {declared}, the vision tower and connector of config.json "
+            f"make {n_tokens} tokens a tile; one of the two files is from another checkpoint"
+        )
+    image_token_id = top.integer("image_token_id", variant.image_token_id)
+    check_image_token(files, variant.image_token, image_token_id)
+    around, whole = variant.around_token, variant.global_token
+    return PromptSpec(
+        image_token=variant.image_token,
+        image_token_id=image_token_id,
+        tokens_per_tile=n_tokens,
+        single_prefix=f"{around}{whole}",
+        tile_prefix=f"{around}<row_{{row}}_col_{{col}}>",
+        row_suffix="\n",
+        thumbnail_prefix=f"\n{around}{whole}",
+        image_suffix=around,
+        content_format="list",
+    )
