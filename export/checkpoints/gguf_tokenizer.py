@@ -8,6 +8,8 @@ tests/export/test_checkpoint_gguf_tokenizer.py:
   tokenizer.json splits them into single digits, as llama.cpp and this module do.
 - transformers' conversion of SPM vocabularies adds no space before text that starts with one; llama.cpp and Llama 2's
   own tokenizer.json do.
+- A byte without a token (SmolLM2 has none for 0xF1, for one) is dropped by all; llama.cpp and this module do not
+  merge across the gap, transformers' conversion and SmolLM2's own tokenizer.json do.
 - Qwen2's own tokenizer.json first normalises text to NFC; GGUF does not record it, and neither llama.cpp nor
   transformers' conversion do it.
 - llama.cpp looks for the longest special token first, `tokenizers` for the leftmost; they differ where the texts of
@@ -146,10 +148,29 @@ def _byte_level(file: GGUFFile, vocabulary: Vocabulary) -> dict[str, Any]:
         [_merge(file, line) for line in lines],
         model={"unk_token": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": pre in WHOLE_WORDS_FIRST},
         normalizer=None,
-        pre_tokenizer={"type": "Sequence", "pretokenizers": [*splits, to_bytes]},
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [*splits, to_bytes, *_drop_absent_bytes(vocabulary)]},
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         post_processor=_post_processor(file, vocabulary),
     )
+
+
+def byte_alphabet() -> list[str]:
+    """The character that stands for each byte value in a byte-level vocabulary (GPT-2's bytes_to_unicode)."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]
+
+
+def _drop_absent_bytes(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """A step that cuts at bytes without a token and drops them, as llama.cpp does.
+
+    Left alone, the BPE model drops them too, but then merges what stood on their two sides.
+    """
+    absent = "".join(character for character in byte_alphabet() if character not in vocabulary.ids)
+    if not absent:
+        return []
+    escaped = "".join(f"\\x{{{ord(character):x}}}" for character in absent)
+    return [{"type": "Split", "pattern": {"Regex": f"[{escaped}]"}, "behavior": "Removed", "invert": False}]
 
 
 def _merge(file: GGUFFile, line: str) -> list[str]:
