@@ -98,7 +98,7 @@ def picture_probes(package: Package) -> tuple[PictureProbe, ...]:
 def run_teacher(
     session: Session, package: Package, scratch: Path, n_positions: int, progress: Progress | None = None
 ) -> Teacher:
-    """Runs the fp32 `session` of `package`; its logits go to a file in `scratch`."""
+    """Runs the fp32 `session` on the probes of `package`; its logits go to a file in `scratch`."""
     windows, pictures = text_windows(package, n_positions), picture_probes(package)
     image_token_id = _image_token_id(package)
     features = tuple(session.encode(probe.pixel_values) for probe in pictures)

@@ -11,12 +11,17 @@ import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from edgevlm.errors import BackendError, ParityError
 from edgevlm.package import Package, open_package
 from edgevlm.spec import ParityEntry
 from export import fidelity, parity
+from export.archs import arch_spec
+from export.checkpoint import open_checkpoint
+from export.graphs.build import build_model
+from export.quant.rules import QuantPlan
 from export.reference import INSTALL_HINT, is_available, load_reference
 
 Progress = Callable[[str, int, int], None]
@@ -77,12 +82,21 @@ def unverified(package: Package, hint: str) -> list[ParityEntry]:
     return [ParityEntry(stage, "transformers (fp32)", "not run", "unverified", detail=hint) for stage in stages]
 
 
-def fp32_package(source: str | Path, directory: Path) -> Package:
-    """Exports `source` unquantised into `directory`, without checks."""
-    from export.pipeline import ExportOptions, export_package
+def fp32_twin(package: Package, source: str | Path, directory: Path) -> Package:
+    """Writes the graphs of `source` unquantised into `directory`; the rest of the manifest is the package's.
 
-    options = ExportOptions(scheme="fp32", vision_scheme="fp32", verify=False)
-    return open_package(export_package(source, directory, options))
+    Raises ParityError when `source` has another architecture or other shapes than the package.
+    """
+    checkpoint = open_checkpoint(source)
+    spec = arch_spec(checkpoint.config, checkpoint.files)
+    manifest = package.manifest
+    if spec.model_type != manifest.arch:
+        raise ParityError(f"the package is a '{manifest.arch}', {checkpoint.name} is a '{spec.model_type}'.")
+    built = build_model(spec, checkpoint, QuantPlan("fp32", "fp32"), directory)
+    if built.decoder is None or built.decoder.cache != manifest.decoder.cache:
+        raise ParityError(f"{checkpoint.name} has other layers than the package; give the checkpoint it was made from.")
+    quant = replace(manifest.quant, language_scheme="fp32", vision_scheme="fp32", overrides=())
+    return Package(directory, replace(manifest, graphs=built.graphs, quant=quant))
 
 
 def _verify(
@@ -110,11 +124,11 @@ def _verify(
         entries += unverified(package, INSTALL_HINT)
 
     _report(progress, "fp32 graphs", 0, 1)
-    fp32 = fp32_package(source, scratch / "fp32")
+    fp32 = fp32_twin(package, source, scratch)
     session = OnnxSession(fp32, context=_context(fp32))
     if expected is not None:
         entries += parity.compare(session, expected, _image_token_id(package))
-    teacher = fidelity.run_teacher(session, fp32, scratch, n_positions, progress)
+    teacher = fidelity.run_teacher(session, package, scratch, n_positions, progress)
     del session
     gc.collect()
     session = OnnxSession(package, context=_context(package))
