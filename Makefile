@@ -137,7 +137,7 @@ parity: $(VENV_REFERENCE)/.reference ## write README's parity table
 docs: $(VENV)/.dev ## write the generated pages of docs/
 	$(VENV)/bin/python -m edgevlm.cli.docs --write docs/cli.md
 	$(VENV)/bin/python docs/make_package_format.py --write
-	$(VENV)/bin/python tests/broken/make_docs.py --write docs/broken-inputs.md
+	$(VENV)/bin/python -m tests.broken.make_docs --write
 
 clean: ## remove the virtual environments and everything built
 	rm -rf $(VENV) $(VENV_REFERENCE) $(BUILD) dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
