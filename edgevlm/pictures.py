@@ -114,11 +114,10 @@ class PictureEncoder:
 
     def cancel(self) -> None:
         """Stops what is encoded and what waits; the next use of a picture starts it again."""
-        with self._lock:
-            for task in self._tasks.values():
-                task.cancelled.set()
-                task.future.cancel()
-            self._tasks = {key: task for key, task in self._tasks.items() if not task.future.cancelled()}
+        # no lock: a signal handler may interrupt the thread that holds it
+        for task in tuple(self._tasks.values()):
+            task.cancelled.set()
+            task.future.cancel()
 
     def close(self) -> None:
         """Stops the thread and drops the features."""
@@ -160,7 +159,7 @@ class PictureEncoder:
                 own = self._tasks.get(picture.key)
                 if own is not None and own.cancelled is cancelled:
                     del self._tasks[picture.key]
-                is_idle = not self._tasks
+                is_idle = all(task.cancelled.is_set() for task in self._tasks.values())
             if is_idle:
                 self._session.release("vision")
 

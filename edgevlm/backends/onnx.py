@@ -73,7 +73,6 @@ class OnnxSession:
                     "backend keeps keys and values only"
                 )
         self._runs: set[Running] = set()
-        self._runs_lock = threading.Lock()
         self._vision: Graph | None = None
         self._vision_lock = threading.Lock()
         self._tree: _Tree | None = None
@@ -333,10 +332,10 @@ class OnnxSession:
         self._record(f"release {part}", start)
 
     def cancel(self) -> None:
-        """Makes the running calls raise Cancelled, inside a graph too. Safe from any thread."""
-        with self._runs_lock:
-            for running in self._runs:
-                running.cancel()
+        """Makes the running calls raise Cancelled, inside a graph too. Safe from any thread and signal handlers."""
+        # no lock: a signal handler may interrupt the thread that would hold it
+        for running in tuple(self._runs):
+            running.cancel()
 
     def memory(self) -> MemoryReport:
         """Returns bytes of weights (on disk) and cache (capacity) that are held now."""
@@ -373,13 +372,11 @@ class OnnxSession:
     @contextmanager
     def _running(self) -> Iterator[Running]:
         running = start_running()
-        with self._runs_lock:
-            self._runs.add(running)
+        self._runs.add(running)
         try:
             yield running
         finally:
-            with self._runs_lock:
-                self._runs.discard(running)
+            self._runs.discard(running)
 
     def _record(self, name: str, start: float) -> float:
         end = time.perf_counter()

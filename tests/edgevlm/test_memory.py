@@ -1,0 +1,109 @@
+"""Memory: the estimate before loading, what the machine has left, and the refusal with the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgevlm.errors import BackendError
+from edgevlm.memory import available_bytes, check_memory, estimate_memory, peak_memory_bytes, resident_bytes
+from edgevlm.package import open_package
+from tests.edgevlm.tiny_package import HEAD_DIM, KV_HEADS, LAYERS
+
+GIB = 1 << 30
+
+
+def test_the_cache_grows_with_the_context_and_nothing_else_shrinks(tiny: Path) -> None:
+    package = open_package(tiny)
+    small, large = estimate_memory(package, 100), estimate_memory(package, 300)
+    assert small.kv_bytes == 2 * LAYERS * KV_HEADS * HEAD_DIM * 100 * 4
+    assert large.kv_bytes == 3 * small.kv_bytes
+    assert large.language_activations_bytes > small.language_activations_bytes
+    assert large.vision_activations_bytes == small.vision_activations_bytes > 0
+    data = sum(entry.size_bytes for entry in package.manifest.files if entry.path.endswith("_data"))
+    assert small.weights_bytes == data
+
+
+def test_a_language_model_has_no_tower_to_count(tiny_text: Path) -> None:
+    assert estimate_memory(open_package(tiny_text), 100).vision_activations_bytes == 0
+
+
+def test_a_budget_is_checked_with_the_numbers(tiny: Path) -> None:
+    package = open_package(tiny)
+    estimate = check_memory(package, 128, 8 * GIB)
+    assert estimate.total_bytes > (resident_bytes() or 0)
+    with pytest.raises(BackendError, match=r"\d+ MB are needed at a context of 128 tokens .*budget is 10 MB") as caught:
+        check_memory(package, 128, 10_000_000)
+    assert caught.value.exit_code == 8
+    assert check_memory(package, 128, estimate.total_bytes + (8 << 20))
+
+
+def test_what_the_machine_has_left_is_checked(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevlm.memory.available_bytes", lambda: 5_000_000)
+    with pytest.raises(BackendError, match="5 MB are available"):
+        check_memory(open_package(tiny), 128, None)
+    monkeypatch.setattr("edgevlm.memory.available_bytes", lambda: None)
+    check_memory(open_package(tiny), 128, None)
+
+
+def machine(root: Path, files: dict[str, str]) -> tuple[Path, Path]:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root / "proc", root / "cgroup"
+
+
+MEMINFO = "MemTotal: 16000000 kB\nMemFree: 1 kB\nMemAvailable:    4194304 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"proc/meminfo": MEMINFO}, 4 * GIB),
+        (
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "0::/user/app\n",
+                "cgroup/user/app/memory.max": "max\n",
+                "cgroup/user/app/memory.current": "5\n",
+                "cgroup/user/memory.max": f"{2 * GIB}\n",
+                "cgroup/user/memory.current": f"{GIB}\n",
+                "cgroup/user/memory.stat": f"anon 1\ninactive_file {GIB // 2}\n",
+            },
+            GIB + GIB // 2,
+        ),
+        (
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "5:cpu,memory:/docker/x\n",
+                "cgroup/memory/memory.limit_in_bytes": f"{3 * GIB}",
+                "cgroup/memory/memory.usage_in_bytes": f"{GIB}",
+            },
+            2 * GIB,
+        ),
+        (
+            {
+                "proc/meminfo": MEMINFO,
+                "cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+                "cgroup/memory/memory.usage_in_bytes": "1",
+            },
+            4 * GIB,
+        ),
+        ({"proc/meminfo": "nonsense", "cgroup/memory.max": "12x", "cgroup/memory.current": "1"}, None),
+        ({"cgroup/memory.max": "100", "cgroup/memory.current": "900"}, 0),
+    ],
+)
+def test_available_memory(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+    assert available_bytes(*machine(tmp_path, files)) == expected
+
+
+def test_the_peak_is_at_least_what_is_held() -> None:
+    held = resident_bytes()
+    assert held is not None and peak_memory_bytes() >= held > 1 << 20
+    block = bytearray(64 << 20)
+    assert peak_memory_bytes() >= held + (48 << 20)
+    del block
+    assert peak_memory_bytes() >= held + (48 << 20)
