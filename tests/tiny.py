@@ -76,7 +76,7 @@ class Weights:
         self.random = np.random.RandomState(seed)
         self.tensors: Tensors = {}
 
-    def matrix(self, name: str, *shape: int, gain: float = 1.5) -> None:
+    def matrix(self, name: str, *shape: int, gain: float = 1.2) -> None:
         fan_in = int(np.prod(shape[1:]))
         self.tensors[name] = (self.random.standard_normal(shape) * gain / np.sqrt(fan_in)).astype(np.float32)
 
@@ -293,7 +293,7 @@ def draw_decoder(weights: Weights, config: dict[str, Any], root: str, head: str)
     n_key = config["num_key_value_heads"] * head_dim
     bias_qkv = config["model_type"] == "qwen2" or bool(config.get("attention_bias"))
     bias_o, bias_mlp = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
-    weights.table(f"{root}embed_tokens.weight", vocab, hidden)
+    weights.table(f"{root}embed_tokens.weight", vocab, hidden, scale=0.2)
     for i in range(config["num_hidden_layers"]):
         layer = f"{root}layers.{i}."
         weights.vector(f"{layer}input_layernorm.weight", hidden, around=1.0)
