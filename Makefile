@@ -132,7 +132,7 @@ golden: $(VENV_REFERENCE)/.reference ## make the golden files again from transfo
 	for script in tests/golden/make_*.py; do echo "$$script"; $(VENV_REFERENCE)/bin/python "$$script"; done
 
 parity: $(VENV_REFERENCE)/.reference ## write README's parity table
-	$(VENV_REFERENCE)/bin/python tests/parity_table.py --write README.md
+	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m tests.parity_table --write
 
 docs: $(VENV)/.dev ## write the generated pages of docs/
 	$(VENV)/bin/python -m edgevlm.cli.docs --write docs/cli.md
