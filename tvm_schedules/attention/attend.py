@@ -75,12 +75,14 @@ def attend(variant: Variant, head_dim: int, kv: KVType, row_tile: int) -> Any:
         total = T.alloc_buffer((row_tile,), "float32")
         offsets = T.alloc_buffer((row_tile,), "int32")
         limits = T.alloc_buffer((row_tile,), "int32")
+        lows = T.alloc_buffer((row_tile,), "int32")
         fold = T.alloc_buffer((lanes,), "float32")
         for tile in T.serial((row_end - row_begin + row_tile - 1) // row_tile):
             for r in T.unroll(row_tile):
                 row: T.int32 = T.min(row_begin + tile * row_tile + r, row_end - 1)
                 offsets[r] = row // group * q_stride + (kv_head * group + row % group) * head_dim
                 limits[r] = T.min(n_past + row // group + 1, key_end)
+                lows[r] = T.if_then_else(window > 0, T.max(n_past + row // group + 1 - window, 0), 0)
                 top[r] = T.float32(LOWEST)
                 total[r] = T.float32(0)
                 for c in T.unroll(channels):
@@ -101,14 +103,13 @@ def attend(variant: Variant, head_dim: int, kv: KVType, row_tile: int) -> Any:
                                 KEYS, block + e * TOKENS
                             ) * splat(Q[offsets[r] + e])
                 for r in T.unroll(row_tile):
-                    low: T.int32 = T.if_then_else(window > 0, T.max(limits[r] - window, 0), 0)
                     fold[T.ramp(0, 1, lanes)] = splat(top[r])
                     for p in T.unroll(parts):
                         scores[r, T.ramp(p * lanes, 1, lanes)] = masked(
                             scaled(
                                 scores[r, T.ramp(p * lanes, 1, lanes)], KEY_SCALES, kv_head * capacity + key + p * lanes
                             ),
-                            key + p * lanes, low, limits[r],
+                            key + p * lanes, lows[r], limits[r],
                         )
                         fold[T.ramp(0, 1, lanes)] = T.max(
                             fold[T.ramp(0, 1, lanes)], scores[r, T.ramp(p * lanes, 1, lanes)]

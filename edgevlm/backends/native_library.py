@@ -1,0 +1,121 @@
+"""ctypes bindings of libedgevlm: the C ABI of edgevlm/engine/edgevlm.h, with its errors as exceptions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from edgevlm.backends.session import Cancelled
+from edgevlm.errors import BackendError, ContextFullError, EdgeVLMError, PackageError, UsageError
+
+ABI_VERSION = 1
+LIBRARY_VARIABLE = "EDGEVLM_LIBRARY"
+"""Environment variable that names another library file."""
+
+_CANCELLED = 130
+_ERRORS: dict[int, type[EdgeVLMError]] = {2: UsageError, 3: PackageError, 7: ContextFullError, 8: BackendError}
+
+
+class ModelOptions(ctypes.Structure):
+    """ev_model_options."""
+
+    _fields_ = [("n_threads", ctypes.c_int32), ("variant", ctypes.c_char_p)]
+
+
+class ModelInfo(ctypes.Structure):
+    """ev_model_info."""
+
+    _fields_ = [
+        ("hidden_size", ctypes.c_int32),
+        ("vocab_size", ctypes.c_int32),
+        ("n_layers", ctypes.c_int32),
+        ("max_positions", ctypes.c_int32),
+        ("chunk_tokens", ctypes.c_int32),
+        ("weights_bytes", ctypes.c_int64),
+        ("n_threads", ctypes.c_int32),
+        ("variant", ctypes.c_char_p),
+    ]
+
+
+class Segment(ctypes.Structure):
+    """ev_segment."""
+
+    _fields_ = [("ids", ctypes.c_void_p), ("features", ctypes.c_void_p), ("n", ctypes.c_int32)]
+
+
+_POINTER = ctypes.c_void_p
+_INT = ctypes.c_int32
+# name: (result, arguments); a result of None means ev_status.
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "ev_abi_version": (_INT, ()),
+    "ev_last_error": (ctypes.c_char_p, ()),
+    "ev_variants": (_INT, (_POINTER, _INT)),
+    "ev_model_open": (None, (ctypes.c_char_p, _POINTER, _POINTER)),
+    "ev_model_info_get": (_INT, (_POINTER, _POINTER)),
+    "ev_model_close": (_INT, (_POINTER,)),
+    "ev_context_new": (None, (_POINTER, _INT, _POINTER, _POINTER)),
+    "ev_context_bytes": (ctypes.c_int64, (_POINTER,)),
+    "ev_context_free": (_INT, (_POINTER,)),
+    "ev_prefill": (None, (_POINTER, _POINTER, _INT, _POINTER, _POINTER)),
+    "ev_step": (None, (_POINTER, _INT, _INT, _POINTER)),
+    "ev_score": (None, (_POINTER, _POINTER, _INT, _POINTER, _POINTER)),
+    "ev_truncate": (None, (_POINTER, _INT)),
+    "ev_n_past": (_INT, (_POINTER,)),
+    "ev_snapshot_bytes": (ctypes.c_int64, (_POINTER,)),
+    "ev_snapshot": (None, (_POINTER, _POINTER, ctypes.c_int64)),
+    "ev_restore": (None, (_POINTER, _POINTER, ctypes.c_int64)),
+    "ev_cancel": (_INT, (_POINTER,)),
+}
+
+
+def host_arch() -> str:
+    """The name of this machine's architecture in package paths: 'x86_64' or 'arm64'."""
+    machine = platform.machine().lower()
+    return "arm64" if machine in ("aarch64", "arm64") else machine.replace("amd64", "x86_64")
+
+
+def library_path() -> Path:
+    """The library for this machine: EDGEVLM_LIBRARY, else the one installed beside this module."""
+    override = os.environ.get(LIBRARY_VARIABLE)
+    return Path(override) if override else Path(__file__).with_name(f"libedgevlm-{host_arch()}.so")
+
+
+class NativeLibrary:
+    """The loaded library. `call` raises the exception that belongs to a failed call's status."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BackendError when the file is missing, cannot be loaded or has another ABI version."""
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise BackendError(f"cannot load the native library {path}: {error}") from error
+        for name, (result, arguments) in _SIGNATURES.items():
+            try:
+                function = getattr(library, name)
+            except AttributeError as error:
+                raise BackendError(f"{path} has no function {name}; build the library again") from error
+            function.argtypes = list(arguments)
+            function.restype = _INT if result is None else result
+        version = library.ev_abi_version()
+        if version != ABI_VERSION:
+            raise BackendError(f"{path} has ABI version {version}, this edgevlm expects {ABI_VERSION}")
+        self._library: Any = library
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Calls `name`; a status other than 0 raises."""
+        result = getattr(self._library, name)(*arguments)
+        if _SIGNATURES[name][0] is None and result:
+            message = self._library.ev_last_error().decode()
+            if result == _CANCELLED:
+                raise Cancelled(message)
+            raise _ERRORS.get(result, BackendError)(message)
+        return result
+
+    def variants(self) -> list[str]:
+        """Kernel variants that this CPU can run, best first."""
+        names = (ctypes.c_char_p * 16)()
+        count = self.call("ev_variants", names, len(names))
+        return [name.decode() for name in names[:count] if name is not None]

@@ -1,0 +1,52 @@
+"""Compiles single kernels for the variants that this CPU can run, for the tests of this folder."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tvm_schedules.targets import VARIANTS, Variant
+
+CPU_FLAG_NAMES = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
+"""Feature names that /proc/cpuinfo spells differently."""
+
+
+def host_variants() -> list[Variant]:
+    """Variants whose features this CPU reports (x86-64)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return [v for v in VARIANTS if v.arch == "x86_64" and all(CPU_FLAG_NAMES.get(f, f) in flags for f in v.features)]
+
+
+def compile_kernels(functions: Mapping[str, Any], variant: Variant, directory: Path) -> ctypes.CDLL:
+    """Builds `functions` into a library of their own and checks that it needs nothing."""
+    pytest.importorskip("tvm", reason="apache-tvm is not installed")
+    from tvm_schedules.codegen import build_object
+
+    stem = directory / variant.name
+    build_object(functions, variant, stem.with_suffix(".o"))
+    undefined = subprocess.run(["nm", "-u", stem.with_suffix(".o")], capture_output=True, text=True, check=True).stdout
+    assert undefined.strip() == ""
+    subprocess.run(["cc", "-shared", "-o", stem.with_suffix(".so"), stem.with_suffix(".o")], check=True)
+    return ctypes.CDLL(str(stem.with_suffix(".so")))
+
+
+def pointer(array: NDArray[Any]) -> ctypes.c_void_p:
+    """The array's memory, which the kernel may write."""
+    if not array.flags.c_contiguous:
+        raise ValueError("kernels take contiguous arrays")
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def by_tile(values: NDArray[Any], rows: int) -> NDArray[Any]:
+    """(T, G) → (T/rows, G, rows): the order of activation scales and sums. T is a multiple of rows."""
+    return np.ascontiguousarray(values.reshape(-1, rows, values.shape[1]).transpose(0, 2, 1))
+
+
