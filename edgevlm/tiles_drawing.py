@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -84,13 +85,13 @@ def count_tokens(plan: TilePlan, tokens_per_tile: int, height_px: int, width_px:
     """
     if plan.scheme != "llava_next":
         return plan.n_tiles * tokens_per_tile
-    side = round(tokens_per_tile**0.5)
+    side = math.isqrt(tokens_per_tile)
     rows, cols = side * plan.grid_rows, side * plan.grid_cols
     if width_px / height_px > cols / rows:
         rows -= 2 * ((rows - int(round(height_px * (cols / width_px), 7))) // 2)
     else:
         cols -= 2 * ((cols - int(round(width_px * (rows / height_px), 7))) // 2)
-    return tokens_per_tile * plan.thumbnail + rows * (cols + 1)
+    return int(tokens_per_tile * plan.thumbnail + rows * (cols + 1))
 
 
 def draw_grid(image: NDArray[np.uint8], plan: TilePlan) -> Image.Image:

@@ -1,0 +1,109 @@
+"""Broken pictures: `load_image(case.make(tmp_path))` must raise `case.error`."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edgevlm.errors import ImageError
+from tests.broken import BrokenCase
+
+
+def encoded(format_name: str, mode: str = "RGB", size: tuple[int, int] = (40, 30), **options: object) -> bytes:
+    """A small noisy picture in a file format."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    stream = BytesIO()
+    Image.fromarray(noise).convert(mode).save(stream, format_name, **options)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+
+
+def written(name: str, data: bytes) -> Callable[[Path], object]:
+    def make(tmp_path: Path) -> object:
+        path = tmp_path / name
+        path.write_bytes(data)
+        return path
+
+    return make
+
+
+def gif_bomb() -> bytes:
+    data = bytearray(encoded("GIF", "P"))
+    data[6:10] = struct.pack("<HH", 65_000, 65_000)
+    return bytes(data)
+
+
+def float_tiff() -> bytes:
+    stream = BytesIO()
+    Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)).save(stream, "TIFF")
+    return stream.getvalue()
+
+
+def wide_tiff() -> bytes:
+    stream = BytesIO()
+    Image.fromarray(np.array([[0, 1 << 20]], np.int32)).save(stream, "TIFF")
+    return stream.getvalue()
+
+
+CASES = [
+    BrokenCase("missing file", lambda tmp: tmp / "no.png", ImageError, "no.png' does not exist"),
+    BrokenCase("directory", lambda tmp: tmp, ImageError, "is not a file"),
+    BrokenCase("zero bytes", written("empty.jpg", b""), ImageError, "empty.jpg' is empty (0 bytes)"),
+    BrokenCase(
+        "text", written("note.png", b"hello, this is no picture\n"), ImageError, "not a picture in a known format"
+    ),
+    BrokenCase("svg", written("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), ImageError, "render it to PNG"),
+    BrokenCase("xml", written("b.svg", b"\xef\xbb\xbf<?xml version='1.0'?><svg/>"), ImageError, "SVG or XML"),
+    BrokenCase("heic", written("p.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40), ImageError, "HEIC"),
+    BrokenCase("video", written("v.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isomiso2" + b"\0" * 40), ImageError, "a video"),
+    BrokenCase("pdf", written("d.pdf", b"%PDF-1.7\n%%EOF"), ImageError, "a document"),
+    BrokenCase("postscript", written("d.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n"), ImageError, "a document"),
+    BrokenCase("signature only", written("s.png", b"\x89PNG\r\n\x1a\n"), ImageError, "s.png' is damaged"),
+    BrokenCase("truncated png", written("t.png", encoded("PNG")[:-200]), ImageError, "t.png' is damaged"),
+    BrokenCase("truncated jpeg", written("t.jpg", encoded("JPEG")[:400]), ImageError, "t.jpg' is damaged"),
+    BrokenCase("jpeg header only", written("h.jpg", encoded("JPEG")[:30]), ImageError, "h.jpg' is damaged"),
+    BrokenCase("truncated webp", written("t.webp", encoded("WEBP")[:60]), ImageError, "t.webp' is damaged"),
+    BrokenCase("truncated gif", written("t.gif", encoded("GIF", "P")[:20]), ImageError, "t.gif' is damaged"),
+    BrokenCase("truncated tiff", written("t.tif", encoded("TIFF")[:60]), ImageError, "t.tif' is damaged"),
+    BrokenCase("truncated bmp", written("t.bmp", encoded("BMP")[:90]), ImageError, "t.bmp' is damaged"),
+    BrokenCase(
+        "bad checksum", written("c.png", encoded("PNG").replace(b"IDAT", b"IDAX", 1)), ImageError, "c.png' is damaged"
+    ),
+    BrokenCase(
+        "decompression bomb",
+        written("bomb.png", png_header(50_000, 50_000)),
+        ImageError,
+        "50000 x 50000 = 2,500,000,000 pixels; the limit is 120,000,000",
+    ),
+    BrokenCase("just above the limit", written("big.png", png_header(12_001, 10_000)), ImageError, "120,010,000"),
+    BrokenCase("gif bomb", written("bomb.gif", gif_bomb()), ImageError, "4,225,000,000 pixels"),
+    BrokenCase("long side", written("long.png", png_header(70_000, 2)), ImageError, "longest accepted side is 65,535"),
+    BrokenCase("zero-sized png", written("z.png", png_header(0, 5)), ImageError, "z.png'"),
+    BrokenCase("float tiff", written("f.tif", float_tiff()), ImageError, "floating-point"),
+    BrokenCase("32-bit tiff", written("w.tif", wide_tiff()), ImageError, "0 to 1048576"),
+    BrokenCase("bytes of nothing", lambda tmp: b"", ImageError, "the given 0 bytes is empty"),
+    BrokenCase("random bytes", lambda tmp: bytes(range(7, 99)), ImageError, "the given 92 bytes"),
+    BrokenCase("float array", lambda tmp: np.zeros((4, 4, 3), np.float32), ImageError, "float32 is not accepted"),
+    BrokenCase(
+        "channels first", lambda tmp: np.zeros((3, 40, 50), np.uint8), ImageError, "Move the channels to the end"
+    ),
+    BrokenCase("one axis", lambda tmp: np.zeros(9, np.uint8), ImageError, "expected (height, width)"),
+    BrokenCase("empty array", lambda tmp: np.zeros((0, 4, 3), np.uint8), ImageError, "no pixels"),
+    BrokenCase("wrong type", lambda tmp: 7, ImageError, "a int is not a picture"),
+    BrokenCase("path with a zero byte", lambda tmp: "a\0b.png", ImageError, "cannot be opened"),
+]
