@@ -38,6 +38,7 @@ import torch
 from fetch import LANGUAGE, VISION_DIR, fetch_data, fetch_towers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
@@ -48,6 +49,8 @@ TILE_PX: int = COMPOSED["tile_px"]
 PATCH_PX = 14
 GRID = TILE_PX // PATCH_PX
 N_IMAGE_TOKENS = (GRID // 2) ** 2
+
+PAD_TO = 32  # few different lengths, so that oneDNN finds its compiled kernels again
 
 N_TRAIN_IMAGES, N_TEST_IMAGES = 4000, 1000
 N_HELD_OUT_IMAGES = 200  # the last pictures of the train split: validation, never trained on
@@ -142,8 +145,9 @@ class Language:
         """
         n_prefix = len(self.prefix_ids)
         lengths = [sum(len(q.prompt_ids) + len(q.answer_ids) - 1 for q in group) for group in questions]
-        batch, total = len(questions), N_IMAGE_TOKENS + max(lengths)
-        ids = torch.zeros(batch, max(lengths), dtype=torch.long)
+        n_text = -(-max(lengths) // PAD_TO) * PAD_TO
+        batch, total = len(questions), N_IMAGE_TOKENS + n_text
+        ids = torch.zeros(batch, n_text, dtype=torch.long)
         positions = torch.zeros(batch, total, dtype=torch.long)
         segments = torch.full((batch, total), -1)
         rows, columns, targets = [], [], []
@@ -314,10 +318,13 @@ def align(projector: Projector, data: Data, language: Language, options: argpars
             print(f"align {step}: {loss.item():.3f}", file=sys.stderr, flush=True)
 
 
-def train(options: argparse.Namespace) -> None:
+def train(rank: int, options: argparse.Namespace) -> None:
+    """One worker's share of the run: worker 0 also aligns, logs and saves; gradients are averaged over all."""
+    torch.set_num_threads(options.threads)
+    store = f"file://{(options.out / '.rendezvous').resolve()}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=options.workers)
     started = time.monotonic()
     torch.manual_seed(options.seed)
-    options.out.mkdir(parents=True, exist_ok=True)
     towers, archive = fetch_towers(options.cache), fetch_data(options.cache)
     language = Language(towers, torch.bfloat16)
     data = Data("train", N_TRAIN_IMAGES, towers, archive, options.features or options.out, language)
@@ -334,15 +341,18 @@ def train(options: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         step, best, elapsed_before_s = state["step"], state["best"], state["elapsed_s"]
         print(f"continuing at step {step}", file=sys.stderr, flush=True)
-    else:
+    elif rank == 0:
         align(projector, data, language, options)
+    for parameter in projector.parameters():
+        dist.broadcast(parameter.data, src=0)
 
     deadline = started + options.minutes * 60
-    while step < options.steps and time.monotonic() < deadline:
+    while step < options.steps and not agree(time.monotonic() > deadline):
         epoch, place = divmod(step * options.batch, n_train - n_train % options.batch)
         order = np.random.default_rng([options.seed, epoch]).permutation(n_train)
-        rng = np.random.default_rng([options.seed, epoch, place])
-        images = [int(image) for image in order[place : place + options.batch] if data.by_image[image]]
+        rng = np.random.default_rng([options.seed, epoch, place, rank])
+        shared = order[place : place + options.batch][rank :: options.workers]
+        images = [int(image) for image in shared if data.by_image[image]]
         groups = [pick_questions(data.by_image[image], options.yes_no, rng) for image in images]
 
         for group in optimizer.param_groups:
@@ -353,13 +363,19 @@ def train(options: argparse.Namespace) -> None:
         loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
         optimizer.zero_grad()
         loss.backward()
+        for parameter in projector.parameters():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= options.workers
         nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
         step += 1
 
         if step % options.eval_every == 0 or step in (1, options.steps):
-            scores = rates(accuracy(projector, language, data, held_out))
+            counts = total_counts(accuracy(projector, language, data, held_out[rank :: options.workers]))
+            if rank > 0:
+                continue
+            scores = rates(counts)
             elapsed_s = elapsed_before_s + time.monotonic() - started
             row = {"step": step, "elapsed_s": round(elapsed_s), "lr": f"{learning_rate(step, options):.2e}"}
             row |= {"loss": f"{np.mean(losses):.4f}"} | {name: f"{rate:.4f}" for name, rate in scores.items()}
@@ -376,6 +392,19 @@ def train(options: argparse.Namespace) -> None:
                 best=best,
                 elapsed_s=elapsed_s,
             )
+
+
+def agree(stop: bool) -> bool:
+    """True on every worker when it is on one."""
+    flag = torch.tensor(int(stop))
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def total_counts(counts: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    table = torch.tensor(list(counts.values()))
+    dist.all_reduce(table)
+    return {name: (int(right), int(asked)) for name, (right, asked) in zip(counts, table, strict=True)}
 
 
 def log_row(path: Path, row: dict[str, Any]) -> None:
@@ -396,7 +425,6 @@ def save_checkpoint(path: Path, **state: Any) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Prints the accuracy of `OUT/projector.safetensors` on the test split, in fp32, as one JSON object."""
-    options.out.mkdir(parents=True, exist_ok=True)
     towers, archive = fetch_towers(options.cache), fetch_data(options.cache)
     language = Language(towers, torch.float32)
     data = Data("test", N_TEST_IMAGES, towers, archive, options.features or options.out, language)
@@ -423,7 +451,8 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.35, help="last part of the run in which the rate falls")
     parser.add_argument("--hidden", type=int, default=0, help="width of the MLP (default: the language model's)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes that share each batch")
+    parser.add_argument("--threads", type=int, default=1, help="threads per process")
     parser.add_argument("--eval-every", type=int, default=50, help="steps")
     parser.add_argument("--eval-images", type=int, default=48, help="held-out pictures per evaluation (at most 200)")
     parser.add_argument("--features", type=Path, help="directory of the tower's features (default: OUT)")
@@ -433,11 +462,17 @@ def main() -> None:
         "--check-images", type=int, default=N_TEST_IMAGES, help="random test pictures (10 questions each)"
     )
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
     if options.check:
+        torch.set_num_threads(options.threads * options.workers)
         check(options)
-    else:
-        train(options)
+        return
+    (options.out / ".rendezvous").unlink(missing_ok=True)
+    if options.features is None and not (options.out / "features-train.npy").is_file():
+        torch.set_num_threads(options.threads * options.workers)
+        towers, archive = fetch_towers(options.cache), fetch_data(options.cache)
+        compute_features("train", N_TRAIN_IMAGES, towers, archive, options.out / "features-train.npy")
+    torch.multiprocessing.spawn(train, (options,), nprocs=options.workers)
 
 
 if __name__ == "__main__":
