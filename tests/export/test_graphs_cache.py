@@ -28,7 +28,8 @@ def run_shared(model: Graphs, embeds: NDArray[np.float32], chunks: list[int]) ->
     assert decoder is not None
     shape = (1, decoder.num_key_value_heads, CAPACITY, decoder.head_dim)
     buffers = {
-        entry.past_name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for entry in decoder.cache
+        entry.past_name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+        for entry in decoder.cache
     }
     rows, n_past = [], 0
     for n_tokens in chunks:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from tests import tiny
 
-
 N_GREEDY = 32
 
 

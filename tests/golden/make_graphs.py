@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests import tiny  # noqa: E402
-from tests.golden import graph_cases  # noqa: E402
+from tests import tiny
+from tests.golden import graph_cases
 
 OUT = Path(__file__).with_name("graphs.npz")
 
@@ -76,8 +76,10 @@ def bluelm_v_outputs(case: graph_cases.Case, directory: Path) -> dict[str, np.nd
     side = int(x.shape[1] ** 0.5)
     x = functional.pad(x.unflatten(1, (side, side)), (0, 0, 0, side % 2, 0, side % 2))
     n_tiles, height, width, channels = x.shape
-    x = x.reshape(n_tiles, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5).reshape(
-        n_tiles, height * width // 4, 4 * channels
+    x = (
+        x.reshape(n_tiles, height // 2, 2, width // 2, 2, channels)
+        .permute(0, 1, 3, 2, 4, 5)
+        .reshape(n_tiles, height * width // 4, 4 * channels)
     )
     x = functional.linear(x, projector["downsampler.weight"], projector["downsampler.bias"])
     x = functional.gelu(functional.linear(x, projector["mlp.0.weight"], projector["mlp.0.bias"]))
