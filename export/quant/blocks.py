@@ -26,6 +26,7 @@ FitBlocks = Callable[[Floats], BlockFit]
 _CHUNK_WEIGHTS = 1 << 16
 """256 KB of float32: a chunk and its temporaries fit a 1 MB second-level cache."""
 _FP16_MAX = 65504.0
+_SMALLEST_SCALE = 1e-30
 
 
 def fp16_values(scales: Floats) -> Floats:
@@ -35,9 +36,9 @@ def fp16_values(scales: Floats) -> Floats:
 
 
 def inverse(scales: Floats) -> Floats:
-    """Returns 1 / scales, 0 where a scale is 0."""
+    """Returns 1 / scales, 0 where a scale is 0 or so small that its inverse would overflow."""
     result = np.zeros_like(scales)
-    np.divide(1.0, scales, out=result, where=scales != 0)
+    np.divide(1.0, scales, out=result, where=np.abs(scales) > _SMALLEST_SCALE)
     return result
 
 
@@ -58,12 +59,14 @@ def quantise_blocks(weight: Floats, scheme: Scheme, fit: FitBlocks) -> Quantised
         part = np.zeros((stop - start, padded), np.float32)
         part[:, :width] = weight[start:stop]
         columns = np.ascontiguousarray(part.reshape(-1, scheme.block).T)
+        norm = float(np.vdot(columns, columns))
+        if not np.isfinite(norm):
+            raise UsageError("the weight holds values that are not finite (NaN or infinity), or that overflow float32")
         found, scale, zero = fit(columns)
         codes[start:stop] = found.T.astype(np.uint8).reshape(stop - start, padded)
         scales[start:stop] = scale.reshape(stop - start, n_blocks)
         if zero_points is not None and zero is not None:
             zero_points[start:stop] = zero.astype(np.uint8).reshape(stop - start, n_blocks)
-        norm = float(np.vdot(columns, columns))
         found -= default_zero if zero is None else zero
         found *= scale
         columns -= found
@@ -74,6 +77,4 @@ def quantise_blocks(weight: Floats, scheme: Scheme, fit: FitBlocks) -> Quantised
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         sums = list(pool.map(lambda start: run(start, min(start + step, rows)), starts))
     error, norm = sum(part[0] for part in sums), sum(part[1] for part in sums)
-    if not np.isfinite(norm):
-        raise UsageError("the weight holds values that are not finite (NaN or infinity), or that overflow float32")
     return Quantised(codes, scales, zero_points, scheme, width, (error / norm) ** 0.5 if norm > 0 else 0.0)

@@ -86,6 +86,10 @@ class QuantPlan:
         fallback = self.language_scheme
         return fallback.low if isinstance(fallback, MixScheme) else fallback
 
+    def is_overridden(self, name: str) -> bool:
+        """Returns whether an override decides tensor `name`; does not count as a use."""
+        return any(pattern.fullmatch(name) for pattern, _ in self._patterns)
+
     def record(
         self, name: str, component: Component, scheme: Scheme, parameters: int, size_bytes: int, relative_rms: float
     ) -> None:
