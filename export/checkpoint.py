@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgevlm.errors import BackendError, PackageError, UnsupportedModelError, UsageError
 from export.checkpoints.composed import COMPOSED_NAME, open_composed
 from export.checkpoints.gguf_model import open_gguf
-from export.checkpoints.snapshot import CARRIED_FILES, INDEX, open_snapshot
+from export.checkpoints.snapshot import CARRIED_FILES, INDEX, open_snapshot, snapshot_name
 from export.checkpoints.source import Contents, TensorInfo
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
@@ -106,7 +106,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     if path.is_dir():
         if not (path / "config.json").exists() and (path / COMPOSED_NAME).exists():
             return Checkpoint(open_composed(path / COMPOSED_NAME), path.resolve().name)
-        return Checkpoint(open_snapshot(path), path.resolve().name)
+        return Checkpoint(open_snapshot(path), snapshot_name(path))
     if path.is_file():
         if path.suffix == ".gguf":
             return Checkpoint(open_gguf(path), path.name)
@@ -115,10 +115,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         raise PackageError(f"{path} is neither a directory, nor a .gguf file, nor a composed checkpoint (.json).")
     match = _HUB_ID.fullmatch(str(source))
     if match and not path.exists():
-        contents = open_snapshot(_download(match[1], match[2]))
-        return Checkpoint(
-            Contents(match[1].split("/")[1], contents.config, contents.files, contents.source), str(source)
-        )
+        return Checkpoint(open_snapshot(_download(match[1], match[2])), str(source))
     raise PackageError(
         f"{source} does not exist; give a snapshot directory, a .gguf file, a composed .json or a Hub id."
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def learn_merges(texts: Sequence[str], count: int) -> list[tuple[str, str]]:
     lines = [list(text) for text in texts]
     merges = []
     for _ in range(count):
-        pairs = Counter(pair for line in lines for pair in zip(line, line[1:], strict=False))
+        pairs = Counter(pair for line in lines for pair in pairwise(line))
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         lines = [_merge_pair(line, best) for line in lines]

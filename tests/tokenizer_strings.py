@@ -10,26 +10,45 @@ from collections.abc import Sequence
 
 N_STRINGS = 10_000
 
+# fmt: off
 WORDS = (
-    "the of and to in that was his with for have this from they which one all there been their "
-    "photograph straightforward it's they'll I'm we've can't O'Neill's naïve café façade Straße Ελλάδα Москва "
-    "information HTTPServer camelCase snake_case kebab-case e.g. Mr. 3rd x86_64 v2.0"
-).split()
+    "the", "of", "and", "to", "in", "that", "was", "his", "with", "for", "have", "this", "from", "they", "which",
+    "one", "all", "there", "been", "their", "photograph", "straightforward", "it's", "they'll", "I'm", "we've",
+    "can't", "O'Neill's", "naïve", "café", "façade", "Straße", "Ελλάδα", "Москва", "information", "HTTPServer",
+    "camelCase", "snake_case", "kebab-case", "e.g.", "Mr.", "3rd", "x86_64", "v2.0",
+)
+# fmt: on
 PIECES = {
     "cjk": ("图片里有什么", "東京タワー", "서울 날씨", "这是一只猫。", "ありがとう", "你好,世界!", "漢字かな交じり文"),
-    "rtl": ("مرحبا بالعالم", "ما هذا؟", "שלום עולם", "السَّلَامُ", "۱۲۳۴", "٣٫١٤"),
+    "rtl": ("مرحبا بالعالم", "ما هذا؟", "שלום עולם", "السَّلَامُ", "۱۲۳۴", "٣٫١٤"),  # noqa: RUF001 - Arabic digits are meant
     "indic": ("नमस्ते दुनिया", "हिन्दी", "தமிழ்", "ภาษาไทย", "বাংলা ১২৩"),
     "emoji": ("🙂", "👨‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇩🇪🇯🇵", "☃️", "❤"),
     "combining": ("e\u0301", "A\u030a", "n\u0303o", "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢", "ﬁ", "①②", "Ⅷ", "½"),
     "digits": ("0", "7", "42", "007", "1234567890", "3.14159", "1,000,000", "-273.15", "1e-5", "0xDEADBEEF", "²³"),
-    "space": (" ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\t\t", " \n ", "\u00a0", "\u3000", "\u2009", "\u200b", "\x0b", "\x85"),
+    "space": (
+        " ",
+        "  ",
+        "   ",
+        "\n",
+        "\n\n",
+        "\r\n",
+        "\t",
+        "\t\t",
+        " \n ",
+        "\u00a0",
+        "\u3000",
+        "\u2009",
+        "\u200b",
+        "\x0b",
+        "\x85",
+    ),
     "code": (
         "def f(x):\n    return x ** 2\n",
         "for (int i = 0; i < n; ++i) {",
-        "<div class=\"a\">&nbsp;</div>",
+        '<div class="a">&nbsp;</div>',
         "SELECT * FROM t WHERE a='b';",
         "#!/bin/sh\nset -eu\n",
-        "{\"k\": [1, 2.5, null]}",
+        '{"k": [1, 2.5, null]}',
         "x != y && !z || w",
         "https://example.org/a?b=c%20d#e",
         "C:\\Users\\me",

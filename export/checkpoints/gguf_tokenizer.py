@@ -1,8 +1,7 @@
 """A `tokenizers` tokenizer.json and its companions, rebuilt from a GGUF file's metadata.
 
-Ids follow llama.cpp (src/llama-vocab.cpp, b11549): that is what the quantised models are used with, and what their
-original tokenizer.json files do, too. Known differences to others, each checked in
-tests/export/test_checkpoint_gguf_tokenizer.py:
+Ids follow llama.cpp (src/llama-vocab.cpp, b11549), and are compared with it and with transformers' GGUF conversion
+(5.24) in tests/export/test_checkpoint_gguf_tokenizer.py. Where others differ:
 
 - transformers' GGUF conversion has no row for `smollm`, so that it keeps runs of digits together; SmolLM2's own
   tokenizer.json splits them into single digits, as llama.cpp and this module do.

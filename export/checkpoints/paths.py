@@ -78,6 +78,8 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise PackageError(f"{where} is not usable: its JSON is nested too deeply.") from None
+    except ValueError as error:  # an integer of more than 4,300 digits
+        raise PackageError(f"{where} is not usable: {error}.") from None
     except _DuplicateKeyError as error:
         raise PackageError(f"{where} has the key {error.args[0]!r} twice.") from None
     if not isinstance(value, dict):

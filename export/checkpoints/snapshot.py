@@ -64,7 +64,15 @@ def open_snapshot(directory: Path) -> Contents:
             parse_object(content, str(directory / name))
     config = parse_object(files["config.json"], str(directory / "config.json"))
     check_config(config, str(directory / "config.json"))
-    return Contents(directory.resolve().name, config, files, _open_weights(directory))
+    return Contents(snapshot_name(directory), config, files, _open_weights(directory))
+
+
+def snapshot_name(directory: Path) -> str:
+    """The directory's name, or the repository's when it lies in the Hub's cache (models--org--name/snapshots/…)."""
+    real = directory.resolve()
+    if real.parent.name == "snapshots":
+        return real.parent.parent.name.rpartition("--")[2]
+    return real.name
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
