@@ -50,13 +50,14 @@ def run(args: argparse.Namespace) -> int:
     """Talks until the end of the input; returns the exit code."""
     from edgevlm.model import load
 
-    with load(args.package, **load_arguments(args)) as model:
-        repl = _Repl(model, args)
-        try:
+    model = load(args.package, **load_arguments(args))
+    try:
+        with model:
+            repl = _Repl(model, args)
             repl.talk()
-        finally:
-            if args.trace is not None:
-                model.write_trace(args.trace)
+    finally:
+        if args.trace is not None:
+            model.write_trace(args.trace)
     if args.json:
         json_object({"messages": repl.messages})
     return 0

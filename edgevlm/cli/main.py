@@ -21,7 +21,6 @@ EXTRA_OF_MODULE = {
     "gguf": "export",
     "safetensors": "export",
     "ml_dtypes": "export",
-    "export": "export",
     "torch": "reference",
     "transformers": "reference",
     "tvm": "tvm",
@@ -81,9 +80,14 @@ def _trace(wanted: bool) -> None:
 
 
 def _fail(kind: str, message: str, exit_code: int, as_json: bool) -> int:
-    one_line = " ".join(message.split())
+    one_line = _printable(" ".join(message.split()))
     if as_json:
         json_object({"error": {"type": kind, "message": one_line, "exit_code": exit_code}})
     else:
         note(f"edgevlm: error: {one_line}" if exit_code != INTERRUPTED_EXIT_CODE else "edgevlm: interrupted")
     return exit_code
+
+
+def _printable(text: str) -> str:
+    """Returns `text` with control characters, which a hostile file can put into a message, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

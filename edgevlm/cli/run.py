@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
             response = chunk.response or response
             if not args.json:
                 answer(chunk.text, end="")
-        if args.trace is not None:
-            model.write_trace(args.trace)
+    if args.trace is not None:
+        model.write_trace(args.trace)  # behind the end of the model, so that the release of the tower is in it
     if args.json:
         json_object(to_json(response))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from edgevlm.cli.main import main
 from tests.broken import BrokenCase
 from tests.broken.make_docs import HEAD, PAGE, cases, modules, row, trigger
 
+PAGE_PYTHON = (3, 11)
+"""argparse and json word some messages differently in other versions."""
 ALL = [(module, case) for module in modules() for case in cases(module)]
 
 
@@ -30,7 +33,8 @@ def test_case(module: str, case: BrokenCase, tmp_path: Path) -> None:
     assert answer.exit_code == case.error.exit_code
     assert case.fragment in answer.message
     assert len(answer.message) < 700, "one sentence"
-    assert any(without_numbers(row(case, answer)) in rows for rows in rows_of_page().values()), "run: make docs"
+    if sys.version_info[:2] == PAGE_PYTHON:
+        assert any(without_numbers(row(case, answer)) in rows for rows in rows_of_page().values()), "run: make docs"
 
 
 def test_page_has_no_other_rows() -> None:

@@ -71,6 +71,14 @@ def test_os_error_names_the_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().err == "edgevlm: error: No space left on device: out/x.onnx_data\n"
 
 
+def test_control_characters_reach_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, errors.PackageError("tensor 'a\x1b[2J\0é\u202e'"))
+    assert main(["inspect", "p"]) == 3
+    assert capsys.readouterr().err == "edgevlm: error: tensor 'a\\x1b[2J\\x00é\\u202e'\n"
+
+
 def test_keyboard_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     failing(monkeypatch, KeyboardInterrupt())
     assert main(["inspect", "p"]) == 130
