@@ -92,6 +92,8 @@ class GGUFFile:
     def number(self, key: str) -> float | None:
         """A float of the metadata, as the shortest decimal that names the same float32; None when absent."""
         value = self._typed(key, float)
+        if value is not None and not math.isfinite(value):
+            raise PackageError(f"{self.path}: '{key}' is {value}, which is not a number.")
         return None if value is None else float(str(np.float32(value)))
 
     def strings(self, key: str) -> list[str] | None:

@@ -200,7 +200,8 @@ def _rope_scaling(file: GGUFFile, arch: str, config: Mapping[str, Any]) -> dict[
     if kind not in ("none", "linear"):
         raise UnsupportedModelError(f"{file.path} uses RoPE scaling {kind!r}; none, linear and Llama 3's are read.")
     if ROPE_FACTORS in file.tensors():
-        stored = file.read_rows(ROPE_FACTORS, 0, file.tensors()[ROPE_FACTORS].shape[0]).astype(np.float64)
+        n_factors = (file.tensors()[ROPE_FACTORS].shape or (1,))[0]
+        stored = file.read_rows(ROPE_FACTORS, 0, n_factors).astype(np.float64)
         factor, original_context = float(stored.max()), 8192
         expected = llama3_divisors(config["head_dim"], config["rope_theta"], factor, original_context)
         if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4, atol=0):
@@ -243,7 +244,7 @@ def _rename(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, str]:
     head_dim = config["head_dim"]
     for suffix, count in (("q", config["num_attention_heads"]), ("k", config["num_key_value_heads"])):
         for name, original in names.items():
-            rows = file.tensors()[original].shape[0]
+            rows = (file.tensors()[original].shape or (1,))[0]
             if f".self_attn.{suffix}_proj." in name and rows != count * head_dim:
                 raise PackageError(
                     f"{file.path}: tensor {original!r} has {rows} rows, expected {count} heads of {head_dim}."

@@ -99,6 +99,7 @@ class Vocabulary:
     """Tokens with their types, checked for length and uniqueness."""
 
     def __init__(self, file: GGUFFile, n_rows: int) -> None:
+        self._file = file
         tokens = file.strings("tokenizer.ggml.tokens")
         if not tokens:
             raise PackageError(f"{file.path} has no 'tokenizer.ggml.tokens'.")
@@ -113,6 +114,14 @@ class Vocabulary:
         self.types: list[int] = [NORMAL] * len(tokens) if types is None else types
         if len(self.types) != len(tokens):
             raise PackageError(f"{file.path} has {len(tokens):,} tokens, but {len(self.types):,} token types.")
+
+    def special_id(self, key: str) -> int | None:
+        """The id under `tokenizer.ggml.<key>_token_id`, checked to be a token; None when absent."""
+        name = f"tokenizer.ggml.{key}_token_id"
+        index = self._file.integer(name)
+        if index is not None and not 0 <= index < len(self.tokens):
+            raise PackageError(f"{self._file.path}: '{name}' is {index}, outside the {len(self.tokens):,} tokens.")
+        return index
 
     def added(self) -> list[dict[str, Any]]:
         """Entries of tokenizer.json's `added_tokens`: those matched as a whole before the text is split."""
@@ -189,7 +198,7 @@ def _sentencepiece(file: GGUFFile, vocabulary: Vocabulary) -> dict[str, Any]:
         raise UnsupportedModelError(
             f"{file.path} has no token for the byte {missing[0]}, so that some text has no ids."
         )
-    unknown = file.integer("tokenizer.ggml.unknown_token_id") or 0
+    unknown = vocabulary.special_id("unknown") or 0
     prefix = _adds_space_prefix(file)
     to_bar = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     to_space = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
@@ -254,26 +263,26 @@ def _tokenizer(
 
 def _post_processor(file: GGUFFile, vocabulary: Vocabulary) -> dict[str, Any] | None:
     """BOS and EOS around a text where the file asks for them."""
-    tokens = {}
-    single: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
-    for key, wanted, place in (("bos", _adds_bos(file), 0), ("eos", file.flag("tokenizer.ggml.add_eos_token"), 2)):
-        index = file.integer(f"tokenizer.ggml.{key}_token_id")
-        if not wanted:
-            continue
+    first = ["bos"] if _adds_bos(file) else []
+    last = ["eos"] if file.flag("tokenizer.ggml.add_eos_token") else []
+    texts = {}
+    for key in (*first, *last):
+        index = vocabulary.special_id(key)
         if index is None:
-            raise PackageError(
-                f"{file.path} asks for a {key.upper()} token, but has no 'tokenizer.ggml.{key}_token_id'."
-            )
-        text = vocabulary.tokens[index]
-        tokens[text] = {"id": text, "ids": [index], "tokens": [text]}
-        single.insert(place, {"SpecialToken": {"id": text, "type_id": 0}})
-    if not tokens:
+            raise PackageError(f"{file.path} asks for a {key.upper()} token, but has no id for it.")
+        texts[key] = vocabulary.tokens[index]
+    if not texts:
         return None
-    pair = [*single, *({kind: {**item, "type_id": 1} for kind, item in entry.items()} for entry in single)]
-    for entry in pair[len(single) :]:
-        if "Sequence" in entry:
-            entry["Sequence"]["id"] = "B"
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+
+    def framed(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        before, after = (
+            [{"SpecialToken": {"id": texts[key], "type_id": type_id}} for key in keys] for keys in (first, last)
+        )
+        return [*before, {"Sequence": {"id": sequence, "type_id": type_id}}, *after]
+
+    tokens = {text: {"id": text, "ids": [vocabulary.ids[text]], "tokens": [text]} for text in texts.values()}
+    pair = [*framed("A", 0), *framed("B", 1)]
+    return {"type": "TemplateProcessing", "single": framed("A", 0), "pair": pair, "special_tokens": tokens}
 
 
 def _adds_bos(file: GGUFFile) -> bool:
@@ -297,10 +306,8 @@ def _tokenizer_config(file: GGUFFile, vocabulary: Vocabulary, config: Mapping[st
         "add_eos_token": bool(file.flag("tokenizer.ggml.add_eos_token")),
     }
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        index = file.integer(f"tokenizer.ggml.{key}_token_id")
+        index = vocabulary.special_id(key)
         if index is not None:
-            if not 0 <= index < len(vocabulary.tokens):
-                raise PackageError(f"{file.path}: 'tokenizer.ggml.{key}_token_id' is {index}, which is not a token.")
             settings[f"{name}_token"] = vocabulary.tokens[index]
     template = file.text("tokenizer.chat_template")
     if template is not None:
@@ -310,7 +317,7 @@ def _tokenizer_config(file: GGUFFile, vocabulary: Vocabulary, config: Mapping[st
 
 def _end_ids(file: GGUFFile, vocabulary: Vocabulary) -> list[int]:
     """Ids that end a turn: EOS first, then end-of-turn and end-of-message ids, then those known by their text."""
-    stated = [file.integer(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    stated = [vocabulary.special_id(key) for key in ("eos", "eot", "eom")]
     known = [vocabulary.ids[token] for token in END_TOKENS if token in vocabulary.ids]
     found = list(dict.fromkeys(index for index in (*stated, *known) if index is not None))
     if not found:
