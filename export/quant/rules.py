@@ -9,7 +9,7 @@ from typing import Literal
 
 from edgevlm.errors import UsageError
 from edgevlm.spec import TensorError
-from export.quant.scheme import MixScheme, Scheme, parse_language_scheme, parse_scheme
+from export.quant.scheme import ONNX_SCALE_BITS, MixScheme, Scheme, parse_language_scheme, parse_scheme
 
 Component = Literal["vision", "connector", "language"]
 Rule = tuple[str, str]
@@ -34,6 +34,7 @@ class StoredTensor:
     scheme: Scheme
     parameters: int
     size_bytes: int
+    """In the ONNX data file, where scales are float32."""
     relative_rms: float
 
 
@@ -114,8 +115,11 @@ class QuantPlan:
         )
 
     def mean_bits_per_weight(self, components: Iterable[Component] = ("vision", "connector", "language")) -> float:
-        """Returns the mean bits per weight of the recorded tensors, fp16 scales and zero points included."""
+        """Returns the mean bits per weight of the recorded tensors: padding, fp16 scales and zero points included."""
         chosen = [tensor for tensor in self.stored.values() if tensor.component in set(components)]
         parameters = sum(tensor.parameters for tensor in chosen)
-        bits = sum(tensor.parameters * tensor.scheme.bits_per_weight for tensor in chosen)
+        bits = 0.0
+        for tensor in chosen:
+            scheme = tensor.scheme
+            bits += 8 * tensor.size_bytes * scheme.bits_per_weight / scheme.stored_bits(ONNX_SCALE_BITS)
         return bits / parameters if parameters else 0.0

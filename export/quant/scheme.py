@@ -1,7 +1,7 @@
 """The quantisation schemes: a table of names that parse both ways, and one function that applies any of them.
 
 `w4g32` is int4 in blocks of 32 input features, a trailing `z` adds a zero point per block; `w8` is int8 in blocks of
-128 (`w8g64` and `w8g32` are what a tied table gets whose width 128 does not divide); `w4g32-mix` is an allocation of
+128 (`w8g64` and `w8g32` are what a tensor gets whose width 128 does not divide); `w4g32-mix` is an allocation of
 `w4g32` and `w8`, found by measurement in `export.quant.mix`.
 """
 
@@ -19,6 +19,7 @@ Kind = Literal["int4", "int8", "fp16", "fp32"]
 
 BITS: dict[Kind, int] = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}
 SCALE_BITS = 16
+ONNX_SCALE_BITS = 32
 """Scales are fp16 values, whatever type a container stores them in."""
 FILE_SUFFIX: dict[Kind, str] = {"int4": "_q4", "int8": "_int8", "fp16": "_fp16", "fp32": ""}
 """What a graph's file name gets: onnx/decoder_model_merged_q4.onnx."""
@@ -50,9 +51,13 @@ class Scheme:
     @property
     def bits_per_weight(self) -> float:
         """Bits per weight with fp16 scales and packed zero points, for a width that the block divides."""
+        return self.stored_bits(SCALE_BITS)
+
+    def stored_bits(self, scale_bits: int) -> float:
+        """Bits per weight when a scale takes `scale_bits`, for a width that the block divides."""
         if not self.block:
             return float(self.bits)
-        return self.bits + (SCALE_BITS + (self.bits if self.zero_point else 0)) / self.block
+        return self.bits + (scale_bits + (self.bits if self.zero_point else 0)) / self.block
 
     @property
     def suffix(self) -> str:
@@ -120,6 +125,23 @@ def for_width(scheme: Scheme, width: int) -> Scheme:
             "override the embedding with fp16"
         )
     return Scheme(scheme.kind, block, scheme.zero_point)
+
+
+def linear_scheme(scheme: Scheme, width: int) -> Scheme:
+    """Returns the scheme that a linear of `width` input features gets.
+
+    `w8` means the block of 128, 64 or 32 that stores the fewest bytes: blocks of 128 would pad a width of 576 to 640.
+    The others are taken as asked for.
+    """
+    if scheme.kind != "int8" or scheme.block != INT8_BLOCKS[0]:
+        return scheme
+    candidates = [Scheme("int8", block) for block in INT8_BLOCKS]
+    return min(candidates, key=lambda s: padded(width, s.block) * s.bits_per_weight)
+
+
+def padded(width: int, block: int) -> int:
+    """Returns `width` rounded up to whole blocks."""
+    return -(-width // block) * block if block else width
 
 
 @dataclass(frozen=True)

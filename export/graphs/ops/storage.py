@@ -12,7 +12,7 @@ from export.graphs.builder import GraphBuilder, StoredBytes
 from export.graphs.tensors import Tensors
 from export.quant.pack import matmul_nbits_inputs
 from export.quant.rules import Component, QuantPlan
-from export.quant.scheme import Scheme, quantise
+from export.quant.scheme import Scheme, linear_scheme, quantise
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -103,6 +103,7 @@ class Storage:
         if scheme.kind in ("fp16", "fp32"):
             return self._float_rows(builder, name, shape, scheme)
         rows, width = shape
+        scheme = linear_scheme(scheme, width)
         n_blocks = -(-width // scheme.block)
         scales, zero_points, errors = [], [], _ErrorSum()
 

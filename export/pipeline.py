@@ -1,0 +1,268 @@
+"""Checkpoint to package, step by step: open, plan, allocate, build, describe, verify, commit.
+
+A step that fails leaves nothing behind; a package exists only after every check has passed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import edgevlm
+from edgevlm.errors import UnsupportedModelError, UsageError
+from edgevlm.package import Package
+from edgevlm.spec import SCHEMA_VERSION, DecoderSpec, FileEntry, GenerationSpec, Manifest, QuantEntry
+from export import card, verify
+from export.archs import arch_spec
+from export.archspec import ArchSpec, LMSpec
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.graphs.build import BuildResult, build_model
+from export.quant import mix, sensitivity
+from export.quant.rules import DEFAULT_VISION, QuantPlan, Rule, default_language_scheme
+from export.quant.scheme import MixScheme, parse_language_scheme
+from export.writer import PackageWriter
+
+Progress = Callable[[str, int, int], None]
+"""progress(stage, done, total); called often, must be cheap."""
+
+LOG = logging.getLogger("edgevlm.export")
+
+N_WORST_TENSORS = 10
+CARD_NAME = "README.md"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+"""The first place where the runtime looks for a chat template."""
+_FP32_BYTES = 4
+_SCALE_BYTES_ONNX = 4
+_FIXED_BYTES = 64 << 20
+"""Allowance for tokenizer files, rope tables, norms and alignment."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Everything that a user may choose about an export."""
+
+    scheme: str | None = None
+    """Language model; None takes the default for its size."""
+    vision_scheme: str = DEFAULT_VISION
+    overrides: tuple[Rule, ...] = ()
+    """(regular expression for a whole tensor name, scheme); the first match wins, before a mix's own rules."""
+    mix_bits: float | None = None
+    """Mean bits per weight of the layers' linears that a mix aims at; None takes the scheme's own."""
+    context: int | None = None
+    """Default context in tokens; None takes min(model's, 4096)."""
+    max_tiles: int | None = None
+    """Largest number of tiles per picture; None keeps the model's."""
+    name: str | None = None
+    chat_template: str | None = None
+    force: bool = False
+    verify: bool = True
+    reference: bool | None = None
+    """Compare with transformers: None does so when it is installed."""
+
+
+def export_package(
+    source: str | Path,
+    out: str | Path | None = None,
+    options: ExportOptions | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Exports `source` and returns the package directory, `<name>-edgevlm-<scheme>` in the current one by default.
+
+    Raises UsageError for options that do not fit, PackageError and UnsupportedModelError for the checkpoint,
+    BackendError when the disk is too small, ParityError when a check fails.
+    """
+    options = options or ExportOptions()
+    checkpoint = open_checkpoint(source)
+    spec = _with_options(arch_spec(checkpoint.config, checkpoint.files), options)
+    language = _language(spec, checkpoint)
+    plan = QuantPlan(
+        options.scheme or default_language_scheme(n_parameters(language)), options.vision_scheme, options.overrides
+    )
+    name = options.name or _file_name(checkpoint.name)
+    target = Path(out) if out is not None else Path(f"{_file_name(name)}-edgevlm-{plan.language}")
+
+    with PackageWriter(target, force=options.force, needed_bytes=needed_bytes(checkpoint, plan, options)) as writer:
+        plan = _allocated(plan, spec, language, checkpoint, writer, options, progress)
+        with writer.writing() as directory:
+            built = build_model(spec, checkpoint, plan, directory, context=options.context, progress=progress)
+        plan.check_used()
+        for note in built.notes:
+            LOG.warning("%s: %s", checkpoint.name, note)
+        for relative, data in _carried_files(checkpoint, options).items():
+            writer.write(relative, data)
+        manifest = _manifest(name, checkpoint, spec, plan, built, writer.files(_bytes_hashed(writer, progress)))
+        manifest = _verified(manifest, writer, source, options, progress)
+        base_model = checkpoint.source if "/" in checkpoint.source else None
+        writer.write(CARD_NAME, card.model_card(manifest, base_model=base_model).encode("utf-8"))
+        writer.write_manifest(replace(manifest, files=writer.files()))
+        return writer.commit()
+
+
+def n_parameters(language: LMSpec) -> int:
+    """Returns the number of weights in a language model's tables and linears."""
+    linears = (
+        n_out * n_in
+        for layer in range(len(language.layer_kinds))
+        for n_out, n_in in mix.linear_shapes(language, layer).values()
+    )
+    return sum(linears) + language.vocab * language.hidden * (1 if language.tied else 2)
+
+
+def needed_bytes(checkpoint: Checkpoint, plan: QuantPlan, options: ExportOptions) -> int:
+    """Returns about how much disk an export takes at its peak: the package, and fp32 graphs to measure with."""
+    n_weights = sum(_size(info.shape) for info in checkpoint.tensors().values())
+    scheme = plan.language_scheme
+    low = scheme.high if isinstance(scheme, MixScheme) else scheme
+    per_weight = low.bits / 8 + (_SCALE_BYTES_ONNX / low.block if low.block else 0)
+    needs_fp32 = options.verify or isinstance(scheme, MixScheme)
+    return int(n_weights * (per_weight + (_FP32_BYTES if needs_fp32 else 0))) + _FIXED_BYTES
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    n = 1
+    for side in shape:
+        n *= side
+    return n
+
+
+def _with_options(spec: ArchSpec, options: ExportOptions) -> ArchSpec:
+    if options.context is not None and spec.language is not None and options.context > spec.language.context:
+        raise UsageError(
+            f"context {options.context} is more than the model's own {spec.language.context}; choose a smaller one"
+        )
+    if options.max_tiles is None:
+        return spec
+    if spec.processor is None:
+        raise UsageError("a tile budget needs a model with a vision tower; this one has none")
+    if not 1 <= options.max_tiles <= spec.processor.max_tiles:
+        raise UsageError(f"{options.max_tiles} tiles: the model takes 1 to {spec.processor.max_tiles}")
+    return replace(spec, processor=replace(spec.processor, max_tiles=options.max_tiles))
+
+
+def _language(spec: ArchSpec, checkpoint: Checkpoint) -> LMSpec:
+    if spec.language is None:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} is a {spec.model_type} vision tower without a language model; a package needs one: "
+            "join them in a composed checkpoint"
+        )
+    return spec.language
+
+
+def _allocated(
+    plan: QuantPlan,
+    spec: ArchSpec,
+    language: LMSpec,
+    checkpoint: Checkpoint,
+    writer: PackageWriter,
+    options: ExportOptions,
+    progress: Progress | None,
+) -> QuantPlan:
+    """Returns the plan with the rules of a measured allocation behind the user's, when its scheme is a mix."""
+    scheme = parse_language_scheme(plan.language)
+    if not isinstance(scheme, MixScheme):
+        if options.mix_bits is not None:
+            raise UsageError(f"mix bits are given, but {plan.language} is no mix; leave them out or choose w4g32-mix")
+        return plan
+    names = spec.names.language
+    members = mix.groups(language, names, plan)
+    with writer.writing() as directory:
+        scratch = directory / "measure"
+        found = sensitivity.measure(spec, checkpoint, scheme.low, members, scratch, progress)
+        shutil.rmtree(scratch)
+    promoted = mix.allocate(found, scheme, options.mix_bits)
+    return replace(
+        plan, overrides=(*plan.overrides, *mix.rules(promoted, language, names, scheme)), stored={}, _matched=set()
+    )
+
+
+def _carried_files(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, bytes]:
+    files = dict(checkpoint.files)
+    if options.chat_template is not None:
+        files[CHAT_TEMPLATE_NAME] = options.chat_template.encode("utf-8")
+    return files
+
+
+def _manifest(
+    name: str,
+    checkpoint: Checkpoint,
+    spec: ArchSpec,
+    plan: QuantPlan,
+    built: BuildResult,
+    files: tuple[FileEntry, ...],
+) -> Manifest:
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        arch=spec.model_type,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source=checkpoint.source,
+        versions=_versions(),
+        processor=spec.processor,
+        prompt=spec.prompt,
+        decoder=_decoder(built),
+        generation=spec.generation or GenerationSpec(eos_token_ids=()),
+        graphs=built.graphs,
+        quant=QuantEntry(
+            language_scheme=plan.language,
+            vision_scheme=plan.vision,
+            overrides=plan.overrides,
+            worst_tensors=plan.worst(N_WORST_TENSORS),
+            mean_bits_per_weight=round(plan.mean_bits_per_weight(), 4),
+        ),
+        sizes=built.sizes,
+        parity=(),
+        files=files,
+    )
+
+
+def _decoder(built: BuildResult) -> DecoderSpec:
+    if built.decoder is None:
+        raise UnsupportedModelError("the graphs have no decoder")
+    return built.decoder
+
+
+def _verified(
+    manifest: Manifest, writer: PackageWriter, source: str | Path, options: ExportOptions, progress: Progress | None
+) -> Manifest:
+    """Returns the manifest with the parity numbers. Raises ParityError when one is outside its bound."""
+    package = Package(writer.directory, manifest)
+    entries = verify.verify_package(
+        package, source if options.verify else None, reference=options.reference, progress=progress
+    )
+    verify.raise_on_failure(entries)
+    return replace(manifest, parity=entries)
+
+
+def _bytes_hashed(writer: PackageWriter, progress: Progress | None) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    total = sum(path.stat().st_size for path in writer.directory.rglob("*") if path.is_file())
+    done = 0
+
+    def report(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        progress("hash", done, total)
+
+    return report
+
+
+def _versions() -> dict[str, str]:
+    versions = {"edgevlm": edgevlm.__version__}
+    for distribution in ("onnxruntime", "onnx", "numpy", "gguf"):
+        try:
+            versions[distribution] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _file_name(name: str) -> str:
+    """Returns `name` with what a file name should not hold turned into dashes."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
