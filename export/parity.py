@@ -18,7 +18,7 @@ from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, Float32, Int64, Segme
 from edgevlm.image import normalize
 from edgevlm.model import as_messages
 from edgevlm.package import Package
-from edgevlm.prompt import ChatTemplate, ImageRun, build_segments
+from edgevlm.prompt import ChatTemplate, build_segments, segment_ids
 from edgevlm.spec import ParityEntry
 from edgevlm.tiling import cut_tiles, plan_tiles
 from edgevlm.tokenizer import Tokenizer
@@ -125,13 +125,8 @@ def our_prompt_ids(package: Package, tokenizer: Tokenizer, text: str, sizes: Seq
     manifest = package.manifest
     plans = [] if manifest.processor is None else [plan_tiles(*size, manifest.processor) for size in sizes]
     template = ChatTemplate.open(package)
-    ids: list[int] = []
-    for segment in build_segments(as_messages(text, len(sizes)), template, tokenizer, manifest.prompt, plans):
-        if not isinstance(segment, ImageRun):
-            ids += [int(token) for token in segment]
-        elif manifest.prompt is not None:
-            ids += [manifest.prompt.image_token_id] * segment.n_tokens
-    return ids
+    segments = build_segments(as_messages(text, len(sizes)), template, tokenizer, manifest.prompt, plans)
+    return segment_ids(segments, -1 if manifest.prompt is None else manifest.prompt.image_token_id)
 
 
 def expect(reference: Reference, n_greedy: int = N_GREEDY) -> Expected:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgevlm.errors import BackendError, ParityError
-from edgevlm.package import Package, open_package
+from edgevlm.package import PARTIAL_SUFFIX, Package, open_package
 from edgevlm.spec import ParityEntry
 from export import fidelity, parity
 from export.archs import arch_spec
@@ -23,6 +23,7 @@ from export.checkpoint import open_checkpoint
 from export.graphs.build import build_model
 from export.quant.rules import QuantPlan
 from export.reference import INSTALL_HINT, is_available, load_reference
+from export.stored_weights import check_weights, weight_entries
 
 Progress = Callable[[str, int, int], None]
 
@@ -125,6 +126,7 @@ def _verify(
 
     _report(progress, "fp32 graphs", 0, 1)
     fp32 = fp32_twin(package, source, scratch)
+    entries += weight_entries(check_weights(package, fp32), fidelity.AGAINST)
     session = OnnxSession(fp32, context=_context(fp32))
     if expected is not None:
         entries += parity.compare(session, expected, _image_token_id(package))
@@ -137,7 +139,7 @@ def _verify(
 
 
 def _unverified_fidelity(package: Package, hint: str) -> list[ParityEntry]:
-    pairs = [("text", "mean KL"), ("text", "top-1 agreement")]
+    pairs = [("stored weights", "largest relative error"), ("text", "mean KL"), ("text", "top-1 agreement")]
     if package.manifest.processor is not None:
         pairs += [("vision features", "mean cosine"), ("picture prompts", "mean KL")]
     return [ParityEntry(stage, fidelity.AGAINST, metric, "unverified", detail=hint) for stage, metric in pairs]
@@ -153,7 +155,12 @@ def _image_token_id(package: Package) -> int:
 
 
 def _scratch_parent(package_dir: Path) -> Path | None:
-    """The package's parent, since /tmp is often memory; the system's choice where that is not writable."""
+    """The package's parent, since /tmp is often memory; the system's choice where that is not writable.
+
+    An unfinished package takes it inside, so that nothing else stays behind when its export is killed.
+    """
+    if package_dir.name.endswith(PARTIAL_SUFFIX):
+        return package_dir
     parent = package_dir.resolve().parent
     return parent if os.access(parent, os.W_OK) else None
 

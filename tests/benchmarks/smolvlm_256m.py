@@ -1,0 +1,156 @@
+"""SmolVLM-256M's real shapes with random weights: export time, peak memory, package size, speed, and that it runs.
+
+    python tests/benchmarks/smolvlm_256m.py TOKENIZER_GGUF [--dir DIR] [--scheme NAME] [--json]
+
+Export and run each happen in a process of their own, so that the peak (VmHWM, from wait4's ru_maxrss) is theirs alone.
+Prints a row for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+MAX_EXPORT_BYTES_ABOVE_LARGEST = 2_000_000_000
+PICTURE = ROOT / "assets" / "coffee.jpg"
+N_PREFILL, N_DECODE = 512, 64
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run measured; bytes are peaks of resident memory."""
+
+    scheme: str
+    export_s: float
+    verify_export_s: float
+    export_peak_bytes: int
+    verify_export_peak_bytes: int
+    largest_tensor_bytes: int
+    package_bytes: int
+    prefill_tok_per_s: float
+    decode_tok_per_s: float
+    encode_s_per_tile: float
+    picture_tiles: int
+    picture_answer_tokens: int
+    run_peak_bytes: int
+    machine: str
+
+
+def run_measured(arguments: list[str]) -> tuple[float, int, str]:
+    """Runs `python -m edgevlm ARGUMENTS`; returns seconds, peak resident bytes and stdout."""
+    with tempfile.TemporaryFile() as output:
+        started = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "edgevlm", *arguments], cwd=ROOT, stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        elapsed_s = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read().decode()
+    if process.returncode:
+        raise SystemExit(f"edgevlm {' '.join(arguments)} ended with exit code {process.returncode}: {text}")
+    return elapsed_s, usage.ru_maxrss * 1024, text
+
+
+def measure(tokenizer_gguf: Path, directory: Path, scheme: str) -> Result:
+    """Builds the snapshot in `directory`, exports it twice (with and without checks) and runs it."""
+    import smolvlm_256m
+
+    from export.checkpoint import open_checkpoint
+
+    snapshot = smolvlm_256m.make_snapshot(directory / "smolvlm-256m", tokenizer_gguf)
+    largest = max(info.size_bytes for info in open_checkpoint(snapshot).tensors().values())
+    package = directory / f"smolvlm-256m-{scheme}"
+    export = ["export", str(snapshot), "--scheme", scheme, "-o", str(package), "--force", "--json"]
+    export_s, export_peak, _ = run_measured([*export, "--no-verify"])
+    verify_s, verify_peak, _ = run_measured(export)
+    speed = _speed(package)
+    picture = ["run", str(package), "What is this?", "--image", str(PICTURE), "--max-new-tokens", "8", "--json"]
+    _, run_peak, answer = run_measured(picture)
+    response: dict[str, Any] = json.loads(answer)
+    return Result(
+        scheme=scheme,
+        export_s=export_s,
+        verify_export_s=verify_s,
+        export_peak_bytes=export_peak,
+        verify_export_peak_bytes=verify_peak,
+        largest_tensor_bytes=largest,
+        package_bytes=sum(path.stat().st_size for path in package.rglob("*") if path.is_file()),
+        picture_tiles=response["n_tiles"],
+        picture_answer_tokens=len(response["token_ids"]),
+        run_peak_bytes=run_peak,
+        machine=f"{os.cpu_count()} cores, {platform.machine()}",
+        **speed,
+    )
+
+
+def _speed(package_dir: Path) -> dict[str, float]:
+    """Prefill and decode rates of the language model, and seconds per tile, on fixed random input."""
+    import numpy as np
+
+    from edgevlm.backends.onnx import OnnxSession
+    from edgevlm.package import open_package
+
+    session = OnnxSession(open_package(package_dir), context=N_PREFILL + N_DECODE)
+    random = np.random.default_rng(0)
+    ids = random.integers(3, 49152, N_PREFILL)
+    session.prefill([ids[:128]], np.arange(128))
+    session.truncate(0)
+    started = time.perf_counter()
+    session.prefill([ids], np.arange(N_PREFILL))
+    prefilled = time.perf_counter()
+    for position in range(N_PREFILL, N_PREFILL + N_DECODE):
+        session.step(int(ids[position % N_PREFILL]), position)
+    decoded = time.perf_counter()
+    tiles = random.standard_normal((4, 3, 512, 512), dtype=np.float32)
+    session.encode(tiles)
+    encoding = time.perf_counter()
+    session.encode(tiles)
+    encoded = time.perf_counter()
+    return {
+        "prefill_tok_per_s": N_PREFILL / (prefilled - started),
+        "decode_tok_per_s": N_DECODE / (decoded - prefilled),
+        "encode_s_per_tile": (encoded - encoding) / 4,
+    }
+
+
+def markdown_row(result: Result) -> str:
+    """Returns the header and one row for docs/benchmarks.md."""
+    head = (
+        "| scheme | export | with checks | export peak | peak with checks | package | prefill 512 | decode 64 | a tile "
+        "| picture run |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    )
+    return head + (
+        f"| {result.scheme} | {result.export_s:.1f} s | {result.verify_export_s:.1f} s "
+        f"| {result.export_peak_bytes / 1e6:,.0f} MB | {result.verify_export_peak_bytes / 1e6:,.0f} MB "
+        f"| {result.package_bytes / 1e6:,.1f} MB | {result.prefill_tok_per_s:,.0f} tok/s "
+        f"| {result.decode_tok_per_s:,.0f} tok/s | {result.encode_s_per_tile:.2f} s "
+        f"| {result.picture_tiles} tiles, peak {result.run_peak_bytes / 1e6:,.0f} MB |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure an export of SmolVLM-256M's shapes with random weights.")
+    parser.add_argument("tokenizer", type=Path, help="SmolLM2 GGUF file, for its tokenizer")
+    parser.add_argument("--dir", type=Path, help="where the snapshot (513 MB) and packages go (default: temporary)")
+    parser.add_argument("--scheme", default="w4g32")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="smolvlm-256m-") as scratch:
+        result = measure(options.tokenizer, options.dir or Path(scratch), options.scheme)
+    print(json.dumps(asdict(result)) if options.json else markdown_row(result))
+
+
+if __name__ == "__main__":
+    main()
