@@ -114,19 +114,23 @@ class Tokenizer:
 
     def encode_as_text(self, text: str, *, at_start: bool) -> list[int]:
         """Returns the ids of `text` without control tokens; `at_start`: nothing stands before it in the prompt."""
+        return self._plain_ids_of(self._text_backend if at_start else self._inner_backend, text)
+
+    def _plain_ids_of(self, backend: Any, text: str) -> list[int]:
         if not text:
             return []
-        backend = self._text_backend if at_start else self._inner_backend
         encoding = _encoding(backend, text)
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        ids = [self._plain_ids.get(token_id, int(token_id)) for token_id in encoding.ids]
+        for token_id, (start, end) in zip(ids, encoding.offsets, strict=True):
             if token_id in self._forbidden_ids:
                 # A Unigram vocabulary can spell a control token out of plain characters. Cut in two, it cannot.
                 if end - start < 2:
                     raise UsageError(f"the text has {text[start:end]!r}, which this model can only read as control")
                 middle = (start + end) // 2
-                first = self.encode_as_text(text[:middle], at_start=at_start)
-                return first + self.encode_as_text(text[middle:], at_start=False)
-        return [self._plain_ids.get(token_id, int(token_id)) for token_id in encoding.ids]
+                return self._plain_ids_of(backend, text[:middle]) + self._plain_ids_of(
+                    self._joined_backend, text[middle:]
+                )
+        return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Returns the text of `ids`.
@@ -157,11 +161,21 @@ class Tokenizer:
 
     @cached_property
     def _inner_backend(self) -> Any:
-        """As `_text_backend`, for text that something stands before: no prefix space is put at its start."""
+        """As `_text_backend`, for text behind a control token: only a prefix space for every section is put there."""
+        return self._with_prefixes('"first"')
+
+    @cached_property
+    def _joined_backend(self) -> Any:
+        """As `_text_backend`, for text in the middle of other text: no prefix space is put at its start."""
+        return self._with_prefixes('"first"', '"always"')
+
+    def _with_prefixes(self, *dropped: str) -> Any:
+        """A backend whose Metaspace has none of the prefix schemes `dropped`."""
         pre_tokenizer = self._backend.pre_tokenizer
-        state = pre_tokenizer.__getstate__().decode() if pre_tokenizer is not None else ""
-        changed = state.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
-        return self._text_backend if changed == state else self._without_control(_pre_tokenizer(changed))
+        before = after = pre_tokenizer.__getstate__().decode() if pre_tokenizer is not None else ""
+        for scheme in dropped:
+            after = after.replace(f'"prepend_scheme":{scheme}', '"prepend_scheme":"never"')
+        return self._text_backend if after == before else self._without_control(_pre_tokenizer(after))
 
     def _without_control(self, pre_tokenizer: Any) -> Any:
         from tokenizers import Tokenizer as Backend
