@@ -32,10 +32,10 @@ def test_llama3_rope_keeps_short_waves_and_slows_long_ones() -> None:
 
 
 def test_bicubic_weights_halfway_and_at_the_border() -> None:
-    """One row of pixels 0, 1, 0, ... shrunk by two: each output lies halfway, with weights -3/32, 19/32, 19/32, -3/32."""
+    """Shrunk by two, each output lies halfway: its weights are -3/32, 19/32, 19/32, -3/32."""
     row = np.zeros((8, 8, 1), np.float32)
     row[:, 3] = 32.0
-    assert bicubic_table(row, 4)[1, :, 0].tolist() == [-3.0, 19.0, -3.0, 0.0]
+    assert bicubic_table(row, 4)[1, :, 0].tolist() == [0.0, 19.0, -3.0, 0.0]
     assert np.allclose(bicubic_table(np.ones((7, 7, 3), np.float32), 5), 1, atol=1e-6)
     table = np.random.RandomState(0).standard_normal((6, 6, 2)).astype(np.float32)
     assert np.allclose(bicubic_table(table, 6), table, atol=1e-6)
