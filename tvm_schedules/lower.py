@@ -1,0 +1,336 @@
+"""A package's decoder graph to the engine's call list: a table of node patterns; what matches none is an error.
+
+Nodes are read in order. A linear is not called where it stands but where its result is used: three that feed one
+attention become one product, a gated pair becomes one product with SwiGLU in its epilogue, one that feeds a residual
+sum adds to it in place, and a norm is folded into the quantisation of the rows that follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import UnsupportedModelError
+from tvm_schedules.matrices import Matrix, interleave, matrix_from_blocks, merge, read_matrix, store
+from tvm_schedules.onnx_graph import Node, OnnxGraph
+from tvm_schedules.plan import MAX_LOGIT_ROWS, NONE, Buffer, Op, WeightsFile
+
+HEAD_DIMS = (64, 128)
+CHUNK_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Values that lie in a buffer, `width` floats a row; `last` when only the rows of the logits are meant."""
+
+    buffer: str
+    width: int
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Normed:
+    """RMSNorm of a buffer, not yet computed."""
+
+    rows: Rows
+    gamma: str
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A product that is not yet called."""
+
+    node: Node
+    source: Rows | Normed
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """RoPE of a linear's result."""
+
+    linear: Linear
+    cos: str
+    sin: str
+
+
+@dataclass(frozen=True)
+class Silu:
+    """silu of a linear's result."""
+
+    linear: Linear
+
+
+@dataclass(frozen=True)
+class Control:
+    """Lengths and masks: the engine counts tokens itself."""
+
+
+T = TypeVar("T")
+Value = Rows | Normed | Linear | Rotated | Silu | Control
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The call list of a decoder."""
+
+    ops: tuple[Op, ...]
+    buffers: tuple[Buffer, ...]
+    graph_input: str
+    graph_output: str
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    n_layers: int
+
+
+def lower_decoder(
+    decoder: OnnxGraph, embed: OnnxGraph, weights: WeightsFile, key_centres: Sequence[NDArray[np.float32]]
+) -> Lowered:
+    """Lowers the graphs `decoder_model_merged` and `embed_tokens`.
+
+    `key_centres` has one (G, E) array per layer, subtracted from its rotated keys.
+    Raises UnsupportedModelError naming the first node without a pattern.
+    """
+    return _Lowering(decoder, weights, key_centres).run(embed)
+
+
+class _Lowering:
+    def __init__(self, graph: OnnxGraph, weights: WeightsFile, key_centres: Sequence[NDArray[np.float32]]) -> None:
+        self.graph = graph
+        self.weights = weights
+        self.key_centres = key_centres
+        self.ops: list[Op] = []
+        self.buffers: dict[str, Buffer] = {}
+        self.values: dict[str, Value] = {
+            "attention_mask": Control(), "num_logits_to_keep": Control(), "position_ids": Control(),
+        }
+        self.layer = 0
+        self.tables: dict[str, int] = {}
+        self.max_positions = 0
+        self.handlers: Mapping[str, Callable[[Node], None]] = {
+            "SimplifiedLayerNormalization": self._norm,
+            "SkipSimplifiedLayerNormalization": self._add_norm,
+            "MatMulNBits": self._linear,
+            "RotaryEmbedding": self._rotary,
+            "GroupQueryAttention": self._attention,
+            "QuickGelu": self._silu,
+            "Mul": self._gated,
+            "Slice": self._last_rows,
+            **dict.fromkeys(("ReduceSum", "Sub", "Shape", "Gather", "Cast", "Neg", "Unsqueeze"), self._control),
+        }
+
+    def run(self, embed: OnnxGraph) -> Lowered:
+        hidden_size, vocab_size = self._embedding(embed)
+        self.values["inputs_embeds"] = Rows("x", hidden_size)
+        for node in self.graph.nodes:
+            handler = self.handlers.get(node.op_type)
+            if handler is None:
+                raise self._unmatched(node)
+            handler(node)
+        logits = self.values.get("logits")
+        if not isinstance(logits, Linear):
+            raise UnsupportedModelError(f"{self.graph.path}: the logits are not the result of a MatMulNBits")
+        head = self._shared_head(logits.node)
+        self._quantise(logits.source, head["k"], head["group"])
+        self._gemm(head, logits.node, "logits", MAX_LOGIT_ROWS, frozenset({"last_rows"}))
+        return Lowered(
+            tuple(self.ops), tuple(self.buffers.values()), "x", "logits", hidden_size, vocab_size, self.max_positions,
+            self.layer,
+        )
+
+    # ---- patterns
+
+    def _norm(self, node: Node) -> None:
+        rows = self._get(node, 0, Rows)
+        self.values[node.outputs[0]] = Normed(rows, node.inputs[1], float(node.attributes["epsilon"]))
+
+    def _add_norm(self, node: Node) -> None:
+        residual, linear = self._get(node, 0, Rows), self._get(node, 1, Linear)
+        matrix = self._matrix(linear)
+        self._quantise(linear.source, matrix["k"], matrix["group"])
+        self._gemm(matrix, linear.node, residual.buffer, CHUNK_TOKENS, frozenset({"accumulate"}))
+        total = Rows(residual.buffer, residual.width, linear.last)
+        self.values[node.outputs[0]] = Normed(total, node.inputs[2], float(node.attributes["epsilon"]))
+        if len(node.outputs) > 3 and node.outputs[3]:
+            self.values[node.outputs[3]] = total
+
+    def _linear(self, node: Node) -> None:
+        source = self.values.get(node.inputs[0])
+        if not isinstance(source, (Rows, Normed)):
+            raise self._unmatched(node)
+        self.values[node.outputs[0]] = Linear(node, source)
+
+    def _rotary(self, node: Node) -> None:
+        linear = self._get(node, 0, Linear)
+        if node.attributes.get("interleaved", 0):
+            raise self._unmatched(node)
+        self.values[node.outputs[0]] = Rotated(linear, node.inputs[2], node.inputs[3])
+
+    def _attention(self, node: Node) -> None:
+        query, key, value = self._get(node, 0, Rotated), self._get(node, 1, Rotated), self._get(node, 2, Linear)
+        linears = (query.linear, key.linear, value)
+        if len({linear.source for linear in linears}) != 1 or node.attributes.get("softcap", 0.0):
+            raise self._unmatched(node)
+        heads, kv_heads = int(node.attributes["num_heads"]), int(node.attributes["kv_num_heads"])
+        head_dim = int(query.linear.node.attributes["N"]) // heads
+        half = self.graph.array(query.cos).shape[1]
+        if head_dim not in HEAD_DIMS or 2 * half != head_dim:
+            raise UnsupportedModelError(
+                f"node {node.name}: heads of {head_dim} channels, {2 * half} of them rotated; the engine has "
+                f"attention for {HEAD_DIMS}, all rotated"
+            )
+        matrix = store(self.weights, merge([read_matrix(self.graph, linear.node) for linear in linears]))
+        matrix["bias"] = self._merged_bias([linear.node for linear in linears], matrix["n"])
+        self._quantise(query.linear.source, matrix["k"], matrix["group"])
+        self._gemm(matrix, node, "qkv", CHUNK_TOKENS, frozenset())
+        shared = {"n": matrix["n"], "layer": self.layer, "head_dim": head_dim, "heads": heads, "kv_heads": kv_heads}
+        centre = self.weights.add(self.key_centres[self.layer].astype(np.float32))
+        scale = float(node.attributes.get("scale") or head_dim**-0.5)
+        tables = {"cos": self._table(query.cos), "sin": self._table(query.sin)}
+        self.ops.append(Op("append", value=scale, source="qkv", centre=centre, **tables, **shared))
+        window = max(0, int(node.attributes.get("local_window_size", -1)))
+        self._buffer("attended", heads * head_dim, CHUNK_TOKENS)
+        self.ops.append(Op("attend", window=window, source="qkv", target="attended", **shared))
+        self.values[node.outputs[0]] = Rows("attended", heads * head_dim)
+        self.layer += 1
+
+    def _silu(self, node: Node) -> None:
+        if abs(float(node.attributes["alpha"]) - 1.0) > 1e-6:
+            raise self._unmatched(node)
+        self.values[node.outputs[0]] = Silu(self._get(node, 0, Linear))
+
+    def _gated(self, node: Node) -> None:
+        gate, up = self._get(node, 0, Silu).linear, self._get(node, 1, Linear)
+        if gate.source != up.source or gate.node.input(5) or up.node.input(5):
+            raise self._unmatched(node)
+        matrix = store(self.weights, interleave(read_matrix(self.graph, gate.node), read_matrix(self.graph, up.node)))
+        self._quantise(gate.source, matrix["k"], matrix["group"])
+        self._gemm(matrix, node, "gated", CHUNK_TOKENS, frozenset({"swiglu"}))
+        self.values[node.outputs[0]] = Rows("gated", int(gate.node.attributes["N"]))
+
+    def _last_rows(self, node: Node) -> None:
+        value = self.values.get(node.inputs[0])
+        if isinstance(value, Rows):
+            self.values[node.outputs[0]] = Rows(value.buffer, value.width, last=True)
+        elif isinstance(value, Linear):
+            self.values[node.outputs[0]] = Linear(value.node, value.source, last=True)
+        else:
+            raise self._unmatched(node)
+
+    def _control(self, node: Node) -> None:
+        for name in node.inputs:
+            if name and not self.graph.has(name) and not isinstance(self.values.get(name), Control):
+                raise self._unmatched(node)
+        for name in node.outputs:
+            self.values[name] = Control()
+
+    # ---- calls
+
+    def _embedding(self, embed: OnnxGraph) -> tuple[int, int]:
+        gather = next((node for node in embed.nodes if node.op_type == "GatherBlockQuantized"), None)
+        if gather is None or len(embed.nodes) != 1:
+            names = ", ".join(node.op_type for node in embed.nodes)
+            raise UnsupportedModelError(
+                f"{embed.path}: the engine takes a quantised embedding table, found {names}; export with a w4 or w8 scheme"
+            )
+        bits, block = int(gather.attributes["bits"]), int(gather.attributes["block_size"])
+        packed, scales = embed.array(gather.inputs[0]), embed.array(gather.inputs[2])
+        vocab, hidden = packed.shape[0], packed.shape[1] * 8 // bits
+        zeros = embed.array(gather.inputs[3]) if gather.input(3) else None
+        table = matrix_from_blocks("embed_tokens", packed, scales, zeros, vocab, hidden, bits, block)
+        self.embedding = (table, store(self.weights, table))
+        flags = frozenset({"zero_point"}) if zeros is not None else frozenset[str]()
+        self._buffer("x", hidden, CHUNK_TOKENS)
+        self.ops.append(Op("embed", flags, target="x", **self.embedding[1]))
+        return hidden, vocab
+
+    def _shared_head(self, node: Node) -> dict[str, int]:
+        """The head's matrix: the embedding's bytes when the codes are the same, its own otherwise."""
+        head = read_matrix(self.graph, node)
+        table, stored = self.embedding
+        if _same(head, table):
+            return {**stored, "bias": NONE}
+        return {**store(self.weights, head), "bias": self._merged_bias([node], -(-head.shape[0] // 64) * 64)}
+
+    def _matrix(self, linear: Linear) -> dict[str, int]:
+        matrix = store(self.weights, read_matrix(self.graph, linear.node))
+        matrix["bias"] = self._merged_bias([linear.node], matrix["n"])
+        return matrix
+
+    def _quantise(self, source: Rows | Normed, k: int, group: int) -> None:
+        rows = source.rows if isinstance(source, Normed) else source
+        if rows.width != k or k % 64:
+            raise UnsupportedModelError(
+                f"{self.graph.path}: {rows.width} features in {rows.buffer!r}; the engine takes multiples of 64"
+            )
+        flags = {"last_rows"} if rows.last else set()
+        if isinstance(source, Normed):
+            gamma = self._table(source.gamma)
+            op = Op("quantise", frozenset(flags | {"norm_rms"}), k=k, group=group, value=source.epsilon,
+                    source=rows.buffer, weight=gamma)
+        else:
+            op = Op("quantise", frozenset(flags), k=k, group=group, source=rows.buffer)
+        self.ops.append(op)
+
+    def _gemm(self, matrix: dict[str, int], node: Node, target: str, rows: int, flags: frozenset[str]) -> None:
+        width = matrix["n"] // 2 if "swiglu" in flags else matrix["n"]
+        self._buffer(target, width, rows)
+        if self.buffers[target].width != width:
+            raise UnsupportedModelError(
+                f"node {node.name}: {width} features are added to {self.buffers[target].width}; the engine takes "
+                "multiples of 64"
+            )
+        if matrix["zeros"] != NONE:
+            flags |= {"zero_point"}
+        self.ops.append(Op("gemm", flags, target=target, **matrix))
+
+    def _merged_bias(self, nodes: Sequence[Node], n: int) -> int:
+        if not any(node.input(5) for node in nodes):
+            return NONE
+        bias = np.zeros(n, np.float32)
+        at = 0
+        for node in nodes:
+            size = int(node.attributes["N"])
+            if node.input(5):
+                bias[at : at + size] = self.graph.array(node.inputs[5])
+            at += size
+        return self.weights.add(bias)
+
+    def _table(self, name: str) -> int:
+        """Offset of a float initialiser that several operations may share."""
+        if name not in self.tables:
+            array = self.graph.array(name)
+            self.tables[name] = self.weights.add(array.astype(np.float32))
+            if array.ndim == 2:
+                self.max_positions = array.shape[0]
+        return self.tables[name]
+
+    def _buffer(self, name: str, width: int, rows: int) -> None:
+        self.buffers.setdefault(name, Buffer(name, width, rows))
+
+    def _get(self, node: Node, index: int, kind: type[T]) -> T:
+        value = self.values.get(node.inputs[index])
+        if not isinstance(value, kind):
+            raise self._unmatched(node)
+        return value
+
+    def _unmatched(self, node: Node) -> UnsupportedModelError:
+        kinds = ", ".join(type(self.values.get(name)).__name__ for name in node.inputs if name and not self.graph.has(name))
+        return UnsupportedModelError(
+            f"{self.graph.path}: no pattern for node {node.name} ({node.op_type} of {kinds}); use the onnxruntime backend"
+        )
+
+
+def _same(first: Matrix, second: Matrix) -> bool:
+    return (
+        first.bits == second.bits
+        and first.group == second.group
+        and np.array_equal(first.scales, second.scales)
+        and np.array_equal(first.codes, second.codes)
+    )
