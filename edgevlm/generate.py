@@ -341,7 +341,7 @@ def _segment(part: Int64 | PictureRun, features: Callable[[Hashable], Float32]) 
 
 def _check_finite(logits: Float32, n_tokens: int) -> None:
     # a sum is finite only if every term is: one pass instead of a mask of the vocabulary
-    if not np.isfinite(logits.sum(dtype=np.float64)):
+    if not np.isfinite(logits.sum()):
         raise BackendError(
             f"the model returned logits that are not finite after {n_tokens} tokens; check the package with "
             "`edgevlm inspect --hash`, or export it with more bits"

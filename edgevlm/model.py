@@ -99,8 +99,8 @@ class Model:
         """Like `generate`, but yields the text as it appears; the last chunk carries the Response."""
         chosen = self.options(**options)
         pictures = [self.picture(image) for image in images]
-        prompt, pictures = self.fitted(as_messages(prompt, len(pictures)), pictures, chosen)
-        return self.answer(prompt, pictures, chosen)
+        fitted, pictures = self.fitted(as_messages(prompt, len(pictures)), pictures, chosen)
+        return self.answer(fitted, pictures, chosen)
 
     def chat(self, system: str | None = None) -> Conversation:
         """Returns a new conversation. Conversations of one model share its cache and take turns."""

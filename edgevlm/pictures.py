@@ -43,11 +43,13 @@ class Picture:
     @classmethod
     def of(cls, image: NDArray[np.uint8], spec: ProcessorSpec) -> Picture:
         """Returns the picture as `spec` plans it."""
-        return cls(image, plan_tiles(*image.shape[:2], spec), image_key(image))
+        height_px, width_px, _ = image.shape
+        return cls(image, plan_tiles(height_px, width_px, spec), image_key(image))
 
     def within(self, max_tiles: int, spec: ProcessorSpec) -> Picture:
         """Returns the picture planned with at most `max_tiles` tiles in its grid."""
-        return replace(self, plan=plan_tiles(*self.image.shape[:2], spec, max_tiles))
+        height_px, width_px, _ = self.image.shape
+        return replace(self, plan=plan_tiles(height_px, width_px, spec, max_tiles))
 
     @cached_property
     def key(self) -> PictureKey:

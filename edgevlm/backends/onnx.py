@@ -13,10 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevlm.backends.ort import Graph, Running, default_threads, return_free_memory, start_running
 from edgevlm.backends.session import (
@@ -79,19 +78,20 @@ class OnnxSession:
         self._cache: list[Float32] = []
 
         start = time.perf_counter()
-        self._embed = Graph(package.graph("embed_tokens"), 1)
+        self._embed = Graph(package.graph("embed_tokens"), 1, keep_buffers=True)
         self._embed.require({"input_ids": "int64"}, {"inputs_embeds": "float"})
         self._embed.require_axis("inputs_embeds", -1, decoder.hidden_size)
-        self._decoder = Graph(package.graph("decoder_model_merged"), self.n_threads)
+        self._decoder = Graph(package.graph("decoder_model_merged"), self.n_threads, keep_buffers=True)
         self._require_decoder()
         self._embed_binding = self._embed.binding()
         self._decoder_binding = self._decoder.binding()
         self._ids = np.zeros((1, PREFILL_CHUNK_TOKENS), np.int64)
         self._embeds = np.zeros((1, PREFILL_CHUNK_TOKENS, decoder.hidden_size), np.float32)
         self._mask = np.ones((1, self.capacity), np.int64)
+        self._positions = np.zeros((1, 1) if decoder.position_rank == 1 else (3, 1, 1), np.int64)
         self._last_logits = np.zeros((1, 1, decoder.vocab_size), np.float32)
         self._keep = np.zeros((), np.int64)
-        _bind_input(self._decoder_binding, "num_logits_to_keep", self._keep, ())
+        self._decoder_binding.input("num_logits_to_keep", self._keep, ())
         self._record("load language", start)
         self.timings.load_s += time.perf_counter() - start
 
@@ -109,10 +109,10 @@ class OnnxSession:
                 batch = next(size for size in TILE_BATCHES if size <= n_tiles - start_tile)
                 pixels = np.ascontiguousarray(tiles[start_tile : start_tile + batch], dtype=np.float32)
                 start = time.perf_counter()
-                _bind_input(binding, "pixel_values", pixels, pixels.shape)
-                binding.bind_output("image_features", "cpu")
+                binding.input("pixel_values", pixels, pixels.shape)
+                binding.io.bind_output("image_features", "cpu")
                 vision.run(binding, running)
-                features.append(binding.copy_outputs_to_cpu()[0])
+                features.append(binding.io.copy_outputs_to_cpu()[0])
                 self._record(f"encode {batch} tiles" if batch > 1 else "encode 1 tile", start)
                 self.timings.encode_s += time.perf_counter() - start
                 self.timings.n_tiles += batch
@@ -122,7 +122,7 @@ class OnnxSession:
     def _load_vision(self) -> Graph:
         if self._vision is None:
             start = time.perf_counter()
-            vision = Graph(self.package.graph("vision_encoder"), self.n_threads)
+            vision = Graph(self.package.graph("vision_encoder"), self.n_threads, keep_buffers=False)
             vision.require({"pixel_values": "float"}, {"image_features": "float"})
             vision.require_axis("image_features", -1, self.package.manifest.decoder.hidden_size)
             self._vision = vision
@@ -251,9 +251,9 @@ class OnnxSession:
 
     def _embed_rows(self, n_rows: int, at: int, running: Running) -> None:
         """Writes the embeddings of the first `n_rows` ids into the embedding buffer from row `at`."""
-        _bind_input(self._embed_binding, "input_ids", self._ids, (1, n_rows))
-        rows = self._embeds[:, at : at + n_rows]
-        _bind_output(self._embed_binding, "inputs_embeds", rows, rows.shape)
+        self._embed_binding.input("input_ids", self._ids, (1, n_rows))
+        rows = self._embeds if at == 0 else self._embeds[:, at : at + n_rows]
+        self._embed_binding.output("inputs_embeds", rows, (1, n_rows, rows.shape[-1]))
         self._embed.run(self._embed_binding, running)
 
     def _decode(self, n_rows: int, positions: Int64, n_past: int, running: Running, *, keep: int) -> Float32:
@@ -261,15 +261,16 @@ class OnnxSession:
         binding = self._decoder_binding
         self._bind_cache()
         self._keep[()] = keep
-        position_ids = np.ascontiguousarray(positions[..., None, :] if positions.ndim == 2 else positions[None])
+        position_ids = self._positions if n_rows == 1 else np.empty((*positions.shape[:-1], 1, n_rows), np.int64)
+        position_ids[..., 0, :] = positions
         if keep == 1:
             logits = self._last_logits
         else:
             logits = np.empty((1, n_rows, self._last_logits.shape[-1]), np.float32)
-        _bind_input(binding, "inputs_embeds", self._embeds, (1, n_rows, self._embeds.shape[-1]))
-        _bind_input(binding, "attention_mask", self._mask, (1, n_past + n_rows))
-        _bind_input(binding, "position_ids", position_ids, position_ids.shape)
-        _bind_output(binding, "logits", logits, logits.shape)
+        binding.input("inputs_embeds", self._embeds, (1, n_rows, self._embeds.shape[-1]))
+        binding.input("attention_mask", self._mask, (1, n_past + n_rows))
+        binding.input("position_ids", position_ids, position_ids.shape)
+        binding.output("logits", logits, logits.shape)
         self._decoder.run(binding, running)
         rows: Float32 = logits[0]
         return rows
@@ -282,8 +283,8 @@ class OnnxSession:
         for entry in self.package.manifest.decoder.cache:
             shape = (1, *(self.capacity if axis == "P" else int(axis) for axis in entry.shape))
             array = np.zeros(shape, np.float32)
-            _bind_input(self._decoder_binding, entry.past_name, array, shape)
-            _bind_output(self._decoder_binding, entry.present_name, array, shape)
+            self._decoder_binding.input(entry.past_name, array, shape)
+            self._decoder_binding.output(entry.present_name, array, shape)
             self._cache.append(array)
 
     def truncate(self, n_tokens: int) -> None:
@@ -324,10 +325,9 @@ class OnnxSession:
         else:
             self.n_past = 0
             self._tree = None
-            self._decoder_binding.clear_binding_inputs()
-            self._decoder_binding.clear_binding_outputs()
+            self._decoder_binding.clear()
             self._cache.clear()
-            _bind_input(self._decoder_binding, "num_logits_to_keep", self._keep, ())
+            self._decoder_binding.input("num_logits_to_keep", self._keep, ())
             return_free_memory()
         self._record(f"release {part}", start)
 
@@ -421,12 +421,3 @@ def _shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
             break
         n_shared += 1
     return n_shared
-
-
-def _bind_input(binding: Any, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
-    """Binds the first elements of `array`, seen as `shape`, without a copy."""
-    binding.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
-
-
-def _bind_output(binding: Any, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
-    binding.bind_output(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)

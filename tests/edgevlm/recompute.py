@@ -15,6 +15,7 @@ class Recompute:
     """Runs the decoder over the whole sequence each time, with an empty past; shares no code with OnnxSession."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         providers = ["CPUExecutionProvider"]
         self.embed = onnxruntime.InferenceSession(str(path / "onnx/embed_tokens.onnx"), providers=providers)
         self.decoder = onnxruntime.InferenceSession(str(path / "onnx/decoder_model_merged.onnx"), providers=providers)
@@ -36,3 +37,10 @@ class Recompute:
             if item.name.startswith("past"):
                 feeds[item.name] = np.zeros((1, KV_HEADS, 0, HEAD_DIM), np.float32)
         return self.decoder.run(["logits"], feeds)[0][0]
+
+    def vision(self, pixels: Any) -> Any:
+        """Returns image features (C, V, D)."""
+        session = onnxruntime.InferenceSession(
+            str(self.path / "onnx/vision_encoder.onnx"), providers=["CPUExecutionProvider"]
+        )
+        return session.run(None, {"pixel_values": pixels})[0]
