@@ -65,11 +65,7 @@ def run(loop: TokenLoop, prompt: Prompt, n: int = 12, cancelled: threading.Event
 
 
 def greedy(oracle: Recompute, parts: list[Any], n: int) -> list[int]:
-    out: list[int] = []
-    for _ in range(n):
-        logits = oracle.logits([*parts, np.array(out, np.int64)] if out else parts)
-        out.append(int(logits[-1].argmax()))
-    return out
+    return oracle.greedy(parts, n)
 
 
 @pytest.fixture
