@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevlm.cli.output import answer, json_object, megabytes, note, parity_table, table
+from edgevlm.cli.options import add_reference_options
+from edgevlm.cli.output import answer, json_object, note, parity_table, shown_path, size, table
 from edgevlm.cli.parser import Subparsers, number
 from edgevlm.cli.progress import ProgressBar
 from edgevlm.errors import UsageError
@@ -54,12 +55,19 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="scheme of the tensors whose name matches the regular expression; the first match wins; may be repeated",
     )
     parser.add_argument(
+        "--mix-bits", type=number(float, 4, 9), metavar="X", help="mean bits per weight that w4g32-mix aims at"
+    )
+    parser.add_argument(
+        "--max-tiles", type=number(int, 1), metavar="N", help="most tiles per picture (default: the model's)"
+    )
+    parser.add_argument(
         "--context", type=number(int, 1), metavar="N", help="default context in tokens (default: at most 4096)"
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model (default: from the source)")
     parser.add_argument("--chat-template", type=Path, metavar="FILE", help="use this chat template")
     parser.add_argument("--force", action="store_true", help="replace an existing package")
     parser.add_argument("--no-verify", action="store_true", help="leave the checks out; the package says so")
+    add_reference_options(parser)
     return parser
 
 
@@ -82,9 +90,12 @@ def run(args: argparse.Namespace) -> int:
         scheme=args.scheme,
         vision_scheme=args.vision_scheme,
         overrides=tuple(args.override),
+        mix_bits=args.mix_bits,
+        max_tiles=args.max_tiles,
         context=args.context,
         force=args.force,
         verify=not args.no_verify,
+        reference=args.reference,
         name=args.name,
         chat_template=_read_template(args.chat_template),
     )
@@ -96,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         json_object(_as_json(path, manifest, elapsed_s))
     else:
         _report(manifest, elapsed_s)
-        answer(str(path))
+        answer(shown_path(path))
     return 0
 
 
@@ -113,7 +124,7 @@ def _as_json(path: Path, manifest: Manifest, elapsed_s: float) -> dict[str, obje
     from edgevlm.strict_json import to_json
 
     return {
-        "package": str(path),
+        "package": shown_path(path),
         "name": manifest.name,
         "arch": manifest.arch,
         "language_scheme": manifest.quant.language_scheme,
@@ -139,6 +150,6 @@ def _report(manifest: Manifest, elapsed_s: float) -> None:
 
 def size_rows(manifest: Manifest) -> list[tuple[str, str, str]]:
     """Returns the rows of the size table, with a total."""
-    rows = [(s.component, f"{s.parameters:,}", megabytes(s.size_bytes)) for s in manifest.sizes]
+    rows = [(s.component, f"{s.parameters:,}", size(s.size_bytes)) for s in manifest.sizes]
     total = sum(s.parameters for s in manifest.sizes), sum(s.size_bytes for s in manifest.sizes)
-    return [*rows, ("total", f"{total[0]:,}", megabytes(total[1]))]
+    return [*rows, ("total", f"{total[0]:,}", size(total[1]))]

@@ -1,4 +1,4 @@
-"""Options that several subcommands share: how a package is loaded, how tokens are chosen."""
+"""Options that several subcommands share: how a package is loaded, how tokens are chosen, what checks it."""
 
 from __future__ import annotations
 
@@ -56,3 +56,17 @@ def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the keyword arguments of Model.generate."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     return {**{name: getattr(args, name) for name in names}, "stop": tuple(args.stop)}
+
+
+def add_reference_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --reference and --no-reference; `reference` is None when neither is given."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--reference",
+        action="store_true",
+        default=None,
+        help="compare with transformers, and fail when it is not installed (default: compare if it is)",
+    )
+    group.add_argument(
+        "--no-reference", dest="reference", action="store_false", default=None, help="leave transformers out"
+    )

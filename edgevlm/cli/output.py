@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,9 +45,15 @@ def _is_number(cell: str) -> bool:
     return cell == "" or cell.lstrip("-+")[:1].isdigit()
 
 
-def megabytes(n_bytes: int) -> str:
-    """Returns a size as '123.4 MB' (millions of bytes)."""
-    return f"{n_bytes / 1e6:.1f} MB"
+def size(n_bytes: int) -> str:
+    """Returns a size as '123.4 MB' or '56.7 kB' (powers of ten)."""
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
+
+
+def shown_path(path: Path) -> str:
+    """Returns `path` relative to the working directory when it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def parity_table(entries: Sequence[ParityEntry]) -> str:
@@ -55,5 +62,8 @@ def parity_table(entries: Sequence[ParityEntry]) -> str:
     for entry in entries:
         value, bound = ("" if x is None else f"{x:.6g}" for x in (entry.value, entry.bound))
         rows.append((entry.stage, entry.against, entry.metric, value, bound, entry.status))
-    details = [f"{e.stage}: {e.detail}" for e in entries if e.detail and e.status != "pass"]
-    return "\n".join([table(rows), *details])
+    stages: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.detail and entry.status != "pass":
+            stages.setdefault(f"{entry.status}: {entry.detail}", []).append(entry.stage)
+    return "\n".join([table(rows), *(f"{', '.join(names)} {detail}" for detail, names in stages.items())])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgevlm.cli.options import add_reference_options
 from edgevlm.cli.output import answer, json_object, parity_table
 from edgevlm.cli.parser import Subparsers
 from edgevlm.cli.progress import ProgressBar
@@ -26,11 +27,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="package directory")
     parser.add_argument("--source", metavar="SOURCE", help="the checkpoint that it was exported from")
-    parser.add_argument(
-        "--reference",
-        action="store_true",
-        help="compare with transformers, and fail when it is not installed (default: compare if it is)",
-    )
+    add_reference_options(parser)
     return parser
 
 
@@ -40,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from export.verify import verify_package
 
     with ProgressBar() as progress:
-        entries = verify_package(args.package, args.source, reference=args.reference or None, progress=progress)
+        entries = verify_package(args.package, args.source, reference=args.reference, progress=progress)
     failed = [entry for entry in entries if entry.status == "fail"]
     if failed and args.json:
         message = f"{len(failed)} of {len(entries)} checks failed, the first: {failed[0].stage} {failed[0].metric}"
