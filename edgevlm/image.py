@@ -86,13 +86,14 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
         return _decode(source, "the given PIL image")
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _open_and_decode(BytesIO(data), f"the given {len(data)} bytes")
+        return _open_and_decode(BytesIO(data), f"the given picture of {len(data)} bytes")
     if not isinstance(source, str | Path):
         raise ImageError(
-            f"a {type(source).__name__} is not a picture; expected a path, bytes, a PIL image or a uint8 array."
+            f"an object of type {type(source).__name__} is not a picture; expected a path, bytes, a PIL image or a "
+            "uint8 array."
         )
     path = Path(source)
-    label = f"'{path}'"
+    label = repr(str(path))
     try:
         if path.exists() and not path.is_file():
             raise ImageError(f"{label} is not a file; give the path of one picture.")
@@ -148,7 +149,7 @@ def _normalized_values(
 def _open_and_decode(stream: IO[bytes], label: str) -> NDArray[np.uint8]:
     head = stream.read(512)
     if not head:
-        raise ImageError(f"{label} is empty (0 bytes); expected a picture.")
+        raise ImageError(f"{label} is empty; expected a picture.")
     stream.seek(0)
     try:
         picture = _open(stream, head)

@@ -326,7 +326,10 @@ def _encoding(backend: Any, text: str) -> Any:
     try:
         return backend.encode(text, add_special_tokens=False)
     except (UnicodeEncodeError, TypeError) as error:
-        raise UsageError(f"the text cannot be encoded: {error}; expected valid Unicode text") from error
+        if not isinstance(text, str):
+            raise UsageError(f"a {type(text).__name__} was given as text, expected a str") from error
+        found = next((char for char in text if "\ud800" <= char <= "\udfff"), "")
+        raise UsageError(f"the text has a lone surrogate {found!r}, expected valid Unicode text") from error
 
 
 def _pre_tokenizer(state: str) -> Any:

@@ -63,7 +63,7 @@ def wide_tiff() -> bytes:
 CASES = [
     BrokenCase("missing file", lambda tmp: tmp / "no.png", ImageError, "no.png' does not exist"),
     BrokenCase("directory", lambda tmp: tmp, ImageError, "is not a file"),
-    BrokenCase("zero bytes", written("empty.jpg", b""), ImageError, "empty.jpg' is empty (0 bytes)"),
+    BrokenCase("zero bytes", written("empty.jpg", b""), ImageError, "empty.jpg' is empty"),
     BrokenCase(
         "text", written("note.png", b"hello, this is no picture\n"), ImageError, "not a picture in a known format"
     ),
@@ -96,14 +96,14 @@ CASES = [
     BrokenCase("zero-sized png", written("z.png", png_header(0, 5)), ImageError, "z.png'"),
     BrokenCase("float tiff", written("f.tif", float_tiff()), ImageError, "floating-point"),
     BrokenCase("32-bit tiff", written("w.tif", wide_tiff()), ImageError, "0 to 1048576"),
-    BrokenCase("bytes of nothing", lambda tmp: b"", ImageError, "the given 0 bytes is empty"),
-    BrokenCase("random bytes", lambda tmp: bytes(range(7, 99)), ImageError, "the given 92 bytes"),
+    BrokenCase("bytes of nothing", lambda tmp: b"", ImageError, "of 0 bytes is empty"),
+    BrokenCase("random bytes", lambda tmp: bytes(range(7, 99)), ImageError, "of 92 bytes is not a picture"),
     BrokenCase("float array", lambda tmp: np.zeros((4, 4, 3), np.float32), ImageError, "float32 is not accepted"),
     BrokenCase(
         "channels first", lambda tmp: np.zeros((3, 40, 50), np.uint8), ImageError, "Move the channels to the end"
     ),
     BrokenCase("one axis", lambda tmp: np.zeros(9, np.uint8), ImageError, "expected (height, width)"),
     BrokenCase("empty array", lambda tmp: np.zeros((0, 4, 3), np.uint8), ImageError, "no pixels"),
-    BrokenCase("wrong type", lambda tmp: 7, ImageError, "a int is not a picture"),
+    BrokenCase("wrong type", lambda tmp: 7, ImageError, "type int is not a picture"),
     BrokenCase("path with a zero byte", lambda tmp: "a\0b.png", ImageError, "cannot be opened"),
 ]

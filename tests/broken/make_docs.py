@@ -63,7 +63,7 @@ COMMANDS: dict[str, Callable[[Any], list[str]]] = {
 }
 """Module → the command line that meets the case's argument."""
 
-CALLS: dict[str, Callable[[Any], None]] = {"images": _load_image}
+CALLS: dict[str, Callable[[Any], None]] = {"images": _load_image, "prompts": lambda call: call()}
 """Module → the Python call, for arguments that no command line can hold."""
 
 

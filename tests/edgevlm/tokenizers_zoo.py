@@ -17,6 +17,7 @@ TEXT = [
     "What is in this picture? A red circle and a blue rectangle.",
     "Größe, naïve, 日本語, 12 345, <b>bold</b> | pipes || <tags> _under_ image end im",
 ]
+EMOJI_TEXT = "👩‍👩‍👧‍👦🏳️‍🌈 日本語 Größe — ẞ é e\u0301 \U0001f9d1🏽‍🚀\n\tend"
 CONTROL = ("<s>", "</s>", "<|im_end|>", "<image>", "<tool_call>")
 
 
