@@ -122,6 +122,7 @@ class Language:
         self.model.requires_grad_(False)
         self.embedding = self.model.get_input_embeddings().weight
         self.dtype = dtype
+        self.known_ids: dict[str, list[int]] = {}
         marker = COMPOSED["image_token"]
         message = {"role": "user", "content": f"{marker}\n{marker}"}
         text = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
@@ -132,9 +133,14 @@ class Language:
             self.model.model(inputs_embeds=self.embedding[self.prefix_ids][None], past_key_values=cache, use_cache=True)
         self.prefix_kv = [(layer.keys, layer.values) for layer in cache.layers]
 
+    def ids(self, text: str) -> list[int]:
+        if text not in self.known_ids:  # the data set repeats a few hundred sentences
+            self.known_ids[text] = self.tokenizer(text).input_ids
+        return self.known_ids[text]
+
     def question(self, text: str, answer: str, image: int) -> Question:
-        answer_ids = [*self.tokenizer(answer).input_ids, self.tokenizer.eos_token_id]
-        return Question(image, answer, category(answer), self.tokenizer(text + self.after).input_ids, answer_ids)
+        answer_ids = [*self.ids(answer), self.tokenizer.eos_token_id]
+        return Question(image, answer, category(answer), self.ids(text + self.after), answer_ids)
 
     def answer_logits(
         self, image_embeds: torch.Tensor, questions: Sequence[Sequence[Question]]
@@ -363,9 +369,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
         loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
         optimizer.zero_grad()
         loss.backward()
-        for parameter in projector.parameters():
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= options.workers
+        average_gradients(projector, options.workers)
         nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
@@ -392,6 +396,15 @@ def train(rank: int, options: argparse.Namespace) -> None:
                 best=best,
                 elapsed_s=elapsed_s,
             )
+
+
+def average_gradients(projector: Projector, n_workers: int) -> None:
+    """Replaces each gradient by the workers' mean, in one exchange."""
+    gradients = [parameter.grad for parameter in projector.parameters()]
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / n_workers
+    dist.all_reduce(flat)
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def agree(stop: bool) -> bool:
