@@ -106,5 +106,5 @@ def token_cosines(first: Float32, second: Float32) -> Float64:
     a = first.reshape(-1, first.shape[-1]).astype(np.float64)
     b = second.reshape(-1, second.shape[-1]).astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    products: Float64 = np.einsum("td,td->t", a, b)
-    return products / np.maximum(norms, np.finfo(np.float64).tiny)
+    cosines: Float64 = np.einsum("td,td->t", a, b) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return cosines

@@ -162,8 +162,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def load_reference(source: str | Path) -> Reference:
-    """Loads a snapshot directory, a GGUF file, a composed checkpoint or a Hub id.
+def load_reference(source: str | Path, *, chat_template: str | None = None) -> Reference:
+    """Loads a snapshot directory, a GGUF file, a composed checkpoint or a Hub id `org/name[@revision]`.
+
+    `chat_template` replaces the checkpoint's own.
 
     Raises:
         PackageError: `source` is a local path without a config.
@@ -173,27 +175,39 @@ def load_reference(source: str | Path) -> Reference:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    parts = _load(source)
+    if chat_template is not None and parts.tokenizer is not None:
+        parts.tokenizer.chat_template = chat_template
+    return Reference(parts)
+
+
+def _load(source: str | Path) -> Parts:
     path = Path(source)
     if path.suffix == ".gguf":
-        return Reference(_load_gguf(path))
+        return _load_gguf(path)
     if path.is_dir() and (path / "composed.json").is_file() and not (path / "config.json").is_file():
         path = path / "composed.json"
     if path.suffix == ".json" and path.is_file():
-        return Reference(_load_composed(path))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise PackageError(f"no config.json in {path.name}: not a Hugging Face snapshot.")
-        config = json.loads((path / "config.json").read_text())
-    else:
-        from huggingface_hub import hf_hub_download
-
-        config = json.loads(Path(hf_hub_download(str(source), "config.json")).read_text())
+        return _load_composed(path)
+    if not path.is_dir():
+        path = _downloaded(str(source))
+    if not (path / "config.json").is_file():
+        raise PackageError(f"no config.json in {path.name}: not a Hugging Face snapshot.")
+    config = json.loads((path / "config.json").read_text())
     model_type = str(config.get("model_type", ""))
     if model_type not in _LOADERS:
         raise UnsupportedModelError(
             f"no transformers reference for model type '{model_type}'; known: {', '.join(sorted(_LOADERS))}."
         )
-    return Reference(_LOADERS[model_type](str(source), config))
+    return _LOADERS[model_type](path, config)
+
+
+def _downloaded(source: str) -> Path:
+    """The snapshot of a Hub id that opening the checkpoint has downloaded."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = source.partition("@")
+    return Path(snapshot_download(name, revision=revision or None, local_files_only=True))
 
 
 def _torch() -> Any:
@@ -202,11 +216,21 @@ def _torch() -> Any:
     return torch
 
 
-def _load_language(source: str, config: Mapping[str, Any]) -> Parts:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load_language(source: Path, config: Mapping[str, Any]) -> Parts:
+    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=_torch().float32).eval()
-    return Parts(str(config["model_type"]), language=model, tokenizer=AutoTokenizer.from_pretrained(source))
+    return Parts(str(config["model_type"]), language=model, tokenizer=_load_tokenizer(source))
+
+
+def _load_tokenizer(source: Path) -> Any:
+    """The class that tokenizer_config.json names: AutoTokenizer may prefer the model type's and its own splitting."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = source / "tokenizer_config.json"
+    declared = json.loads(path.read_text()).get("tokenizer_class") if path.is_file() else None
+    tokenizer_class = PreTrainedTokenizerFast if declared == "PreTrainedTokenizerFast" else AutoTokenizer
+    return tokenizer_class.from_pretrained(source)
 
 
 def _load_gguf(path: Path) -> Parts:
@@ -218,33 +242,31 @@ def _load_gguf(path: Path) -> Parts:
     return Parts(str(model.config.model_type), language=model, tokenizer=tokenizer)
 
 
-def _load_dinov2(source: str, config: Mapping[str, Any]) -> Parts:
+def _load_dinov2(source: Path, config: Mapping[str, Any]) -> Parts:
+    """A bare tower; its pictures are square, since the tower alone says nothing of tiles."""
     from transformers import BitImageProcessorPil, Dinov2Model
 
     model = Dinov2Model.from_pretrained(source, dtype=_torch().float32).eval()
-    processor = BitImageProcessorPil.from_pretrained(source) if _has_processor(source) else None
+    side = {"height": model.config.image_size, "width": model.config.image_size}
+    processor = BitImageProcessorPil(size=side, do_center_crop=False)
     return Parts(
         "dinov2",
         encode=lambda pixels: model(pixels).last_hidden_state[:, 1:],
-        picture=None if processor is None else lambda image: _square_picture(processor, image),
+        picture=lambda image: _square_picture(processor, image),
     )
 
 
-def _load_siglip(source: str, config: Mapping[str, Any]) -> Parts:
+def _load_siglip(source: Path, config: Mapping[str, Any]) -> Parts:
     from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
     model = SiglipVisionModel.from_pretrained(source, dtype=_torch().float32).eval()
-    processor = SiglipImageProcessorPil.from_pretrained(source) if _has_processor(source) else None
+    side = {"height": model.config.image_size, "width": model.config.image_size}
+    processor = SiglipImageProcessorPil(size=side)
     return Parts(
         str(config["model_type"]),
         encode=lambda pixels: model(pixels).last_hidden_state,
-        picture=None if processor is None else lambda image: _square_picture(processor, image),
+        picture=lambda image: _square_picture(processor, image),
     )
-
-
-def _has_processor(source: str) -> bool:
-    path = Path(source)
-    return not path.is_dir() or (path / "preprocessor_config.json").is_file()
 
 
 def _square_picture(processor: Any, image: UInt8) -> ReferencePicture:
@@ -253,16 +275,15 @@ def _square_picture(processor: Any, image: UInt8) -> ReferencePicture:
     return ReferencePicture(_as_tiles(np.stack(raw)), np.stack(values).astype(np.float32), (0, 0))
 
 
-def _load_idefics3(source: str, config: Mapping[str, Any]) -> Parts:
+def _load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
     """`idefics3` and `smolvlm`: one structure, two sets of classes."""
     import transformers
-    from transformers import AutoTokenizer
 
     stem = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[str(config["model_type"])]
     model_class = getattr(transformers, f"{stem}ForConditionalGeneration")
     model = model_class.from_pretrained(source, dtype=_torch().float32).eval()
     processor = getattr(transformers, f"{stem}ImageProcessorPil").from_pretrained(source)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = _load_tokenizer(source)
     template = _processor_template(source)
     if template is not None:
         tokenizer.chat_template = template
@@ -316,9 +337,8 @@ class _Idefics3Language:
         return self.model(**inputs)
 
 
-def _processor_template(source: str) -> str | None:
+def _processor_template(path: Path) -> str | None:
     """The chat template of a processor, which is looked up before the tokenizer's."""
-    path = Path(source)
     if (path / "chat_template.jinja").is_file():
         return (path / "chat_template.jinja").read_text()
     for name in ("chat_template.json", "processor_config.json"):
@@ -340,19 +360,19 @@ def _load_composed(path: Path) -> Parts:
     if language_path.suffix == ".gguf":
         language = _load_gguf(language_path)
     else:
-        language = _load_language(str(language_path), {"model_type": "llama"})
+        language = _load_language(language_path, {"model_type": "llama"})
     if language.tokenizer.convert_tokens_to_ids(fields["image_token"]) in (None, language.tokenizer.unk_token_id):
         language.tokenizer.add_special_tokens({"additional_special_tokens": [fields["image_token"]]})
     return _compose_bluelm_v(tower, load_file(path.parent / fields["projector"]), language, fields)
 
 
-def _load_bluelm_v(source: str, config: Mapping[str, Any]) -> Parts:
+def _load_bluelm_v(source: Path, config: Mapping[str, Any]) -> Parts:
     """A snapshot directory whose tensors are named `vision_tower.`, `projector.` and `language_model.`."""
     from safetensors.torch import load_file
-    from transformers import AutoTokenizer, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
+    from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
     tensors: dict[str, Any] = {}
-    for file in sorted(Path(source).glob("*.safetensors")):
+    for file in sorted(source.glob("*.safetensors")):
         tensors |= load_file(file)
     parts = {
         prefix: {name[len(prefix) :]: value.float() for name, value in tensors.items() if name.startswith(prefix)}
@@ -360,7 +380,7 @@ def _load_bluelm_v(source: str, config: Mapping[str, Any]) -> Parts:
     }
     tower = _from_tensors(Dinov2Model, Dinov2Config(**config["vision_config"]), parts["vision_tower."])
     model = _from_tensors(LlamaForCausalLM, LlamaConfig(**config["text_config"]), parts["language_model."])
-    language = Parts("llama", language=model, tokenizer=AutoTokenizer.from_pretrained(source))
+    language = Parts("llama", language=model, tokenizer=_load_tokenizer(source))
     fields = dict(config)
     fields.setdefault("image_token", str(language.tokenizer.convert_ids_to_tokens(config["image_token_id"])))
     return _compose_bluelm_v(tower, parts["projector."], language, fields)
@@ -463,7 +483,7 @@ def _as_tiles(pixels: NDArray[Any]) -> UInt8:
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
-_LOADERS: dict[str, Callable[[str, Mapping[str, Any]], Parts]] = {
+_LOADERS: dict[str, Callable[[Path, Mapping[str, Any]], Parts]] = {
     "llama": _load_language,
     "qwen2": _load_language,
     "dinov2": _load_dinov2,

@@ -19,7 +19,8 @@ from edgevlm.package import PARTIAL_SUFFIX, Package, open_package
 from edgevlm.spec import ParityEntry
 from export import fidelity, parity
 from export.archs import arch_spec
-from export.checkpoint import open_checkpoint
+from export.archspec import ArchSpec
+from export.checkpoint import Checkpoint, open_checkpoint
 from export.graphs.build import build_model
 from export.quant.rules import QuantPlan
 from export.reference import INSTALL_HINT, is_available, load_reference
@@ -68,9 +69,10 @@ def raise_on_failure(entries: Iterable[ParityEntry]) -> None:
         lines = [
             f"{entry.stage} against {entry.against}: {entry.metric} is {entry.value:.4g}, bound {entry.bound:.4g}"
             for entry in failed
+            if entry.value is not None and entry.bound is not None
         ]
         raise ParityError(
-            f"{len(failed)} parity check{'s' if len(failed) > 1 else ''} failed: {'; '.join(lines)}. "
+            f"{len(lines)} parity check{'s' if len(lines) > 1 else ''} failed: {'; '.join(lines)}. "
             "The package was not written; a larger scheme may pass, a wrong graph never will."
         )
 
@@ -83,13 +85,11 @@ def unverified(package: Package, hint: str) -> list[ParityEntry]:
     return [ParityEntry(stage, "transformers (fp32)", "not run", "unverified", detail=hint) for stage in stages]
 
 
-def fp32_twin(package: Package, source: str | Path, directory: Path) -> Package:
-    """Writes the graphs of `source` unquantised into `directory`; the rest of the manifest is the package's.
+def fp32_twin(package: Package, checkpoint: Checkpoint, spec: ArchSpec, directory: Path) -> Package:
+    """Writes the graphs of `checkpoint` unquantised into `directory`; the rest of the manifest is the package's.
 
-    Raises ParityError when `source` has another architecture or other shapes than the package.
+    Raises ParityError when the checkpoint has another architecture or other shapes than the package.
     """
-    checkpoint = open_checkpoint(source)
-    spec = arch_spec(checkpoint.config, checkpoint.files)
     manifest = package.manifest
     if spec.model_type != manifest.arch:
         raise ParityError(f"the package is a '{manifest.arch}', {checkpoint.name} is a '{spec.model_type}'.")
@@ -110,13 +110,16 @@ def _verify(
 ) -> tuple[ParityEntry, ...]:
     from edgevlm.backends.onnx import OnnxSession
 
+    checkpoint = open_checkpoint(source)
+    spec = arch_spec(checkpoint.config, checkpoint.files)
     entries: list[ParityEntry] = []
     expected: parity.Expected | None = None
     if reference or (reference is None and is_available()):
         _report(progress, "transformers", 0, 2)
-        loaded = load_reference(source)
-        entries += parity.check_pictures(package, loaded)
-        entries += parity.check_prompt_ids(package, loaded)
+        loaded = load_reference(source, chat_template=_other_template(package, checkpoint))
+        plain = _with_own_budget(package, spec)
+        entries += parity.check_pictures(plain, loaded)
+        entries += parity.check_prompt_ids(plain, loaded)
         _report(progress, "transformers", 1, 2)
         expected = parity.expect(loaded)
         del loaded
@@ -125,17 +128,36 @@ def _verify(
         entries += unverified(package, INSTALL_HINT)
 
     _report(progress, "fp32 graphs", 0, 1)
-    fp32 = fp32_twin(package, source, scratch)
+    fp32 = fp32_twin(package, checkpoint, spec, scratch)
     entries += weight_entries(check_weights(package, fp32), fidelity.AGAINST)
     session = OnnxSession(fp32, context=_context(fp32))
     if expected is not None:
         entries += parity.compare(session, expected, _image_token_id(package))
+        del expected
     teacher = fidelity.run_teacher(session, package, scratch, n_positions, progress)
     del session
     gc.collect()
     session = OnnxSession(package, context=_context(package))
     entries += fidelity.compare_student(session, package, teacher, progress)
     return tuple(entries)
+
+
+def _other_template(package: Package, checkpoint: Checkpoint) -> str | None:
+    """The package's chat template where the user gave one at export; None where it is the checkpoint's own."""
+    name = "chat_template.jinja"
+    if not package.has_file(name):
+        return None
+    content = package.file(name).read_bytes()
+    return None if checkpoint.files.get(name) == content else content.decode("utf-8")
+
+
+def _with_own_budget(package: Package, spec: ArchSpec) -> Package:
+    """The package with the model's own tile budget, where the user lowered it: transformers knows no other."""
+    processor = package.manifest.processor
+    if processor is None or spec.processor is None:
+        return package
+    processor = replace(processor, max_tiles=spec.processor.max_tiles)
+    return Package(package.path, replace(package.manifest, processor=processor))
 
 
 def _unverified_fidelity(package: Package, hint: str) -> list[ParityEntry]:
@@ -155,13 +177,12 @@ def _image_token_id(package: Package) -> int:
 
 
 def _scratch_parent(package_dir: Path) -> Path | None:
-    """The package's parent, since /tmp is often memory; the system's choice where that is not writable.
+    """Where temporary files go: beside the package (/tmp is often memory), or where the system says.
 
-    An unfinished package takes it inside, so that nothing else stays behind when its export is killed.
+    Inside a package that is being written, so that what a killed export leaves is removed in one piece.
     """
-    if package_dir.name.endswith(PARTIAL_SUFFIX):
-        return package_dir
-    parent = package_dir.resolve().parent
+    path = package_dir.resolve()
+    parent = path if path.name.endswith(PARTIAL_SUFFIX) else path.parent
     return parent if os.access(parent, os.W_OK) else None
 
 

@@ -3,145 +3,166 @@
     python -m tests.parity_table [--write] [--no-real]
 
 Rows: a tiny random checkpoint of each architecture (tests/tiny.py), then SmolLM2-135M and Qwen2.5-Coder-0.5B with their
-real weights. Needs torch and transformers.
+real weights. `--write` puts the numbers into tests/golden/parity.json and the table into README.md; a test compares the
+two. Needs torch and transformers.
 """
 
 from __future__ import annotations
 
 import gc
-import re
+import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from edgevlm.backends.onnx import OnnxSession
-from edgevlm.package import open_package
 from edgevlm.spec import ParityEntry
 from export import parity
 from export.archs import arch_spec
 from export.checkpoint import open_checkpoint
 from export.graphs.build import build_model
-from export.pipeline import ExportOptions, export_package
 from export.quant.rules import QuantPlan
-from export.reference import Reference, load_reference, versions
+from export.reference import load_reference, versions
 from tests.tiny import MAKERS
+from tests.verify_case import build_package, image_token_id, session_of
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+GOLDEN = ROOT / "tests" / "golden" / "parity.json"
 BEGIN, END = "<!-- parity:begin -->\n", "<!-- parity:end -->"
-HEADING = ("checkpoint", "pictures and prompt ids", "vision features", "logits", "greedy tokens")
+HEADING = (
+    "architecture",
+    "checkpoint",
+    "pixels, grids, prompt ids",
+    "vision features",
+    "logits",
+    "same argmax",
+    "greedy tokens",
+)
+INPUT_STAGES = ("pixels", "pixel values", "tile grid", "prompt ids")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint; None where the model has no such stage."""
+
+    architecture: str
+    checkpoint: str
+    inputs_equal: bool | None
+    features_max_abs: float | None
+    logits_max_abs: float | None
+    n_rows: int
+    n_same_argmax: int
+    n_greedy: int
+    n_same_greedy: int
+    passed: bool
 
 
 def main() -> int:
-    """Prints the table, or writes it into README.md; returns 1 when a check failed."""
+    """Prints the table, or writes it into README.md and parity.json; returns 1 when a check failed."""
+    rows = []
     with tempfile.TemporaryDirectory(prefix="edgevlm-parity-") as folder:
-        rows, failed = _rows(Path(folder), real="--no-real" not in sys.argv[1:])
-    text = table(rows)
+        for architecture, checkpoint, source in _sources(Path(folder), real="--no-real" not in sys.argv[1:]):
+            entries, expected = compare(source, Path(folder))
+            rows.append(row(architecture, checkpoint, entries, expected))
+            for entry in entries:
+                if entry.status != "pass":
+                    sys.stderr.write(f"FAILED {checkpoint}: {entry}\n")
+            gc.collect()
+    record = {"versions": versions() | {"onnxruntime": onnxruntime.__version__}, "rows": [asdict(r) for r in rows]}
+    text = table(record)
     if "--write" in sys.argv[1:]:
-        page = README.read_text(encoding="utf-8")
-        README.write_text(replace_table(page, text), encoding="utf-8")
+        GOLDEN.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        README.write_text(replace_table(README.read_text(encoding="utf-8"), text), encoding="utf-8")
     sys.stdout.write(text)
-    sys.stdout.write("".join(f"FAILED {name}: {entry}\n" for name, entry in failed))
-    return 1 if failed else 0
+    return 0 if all(r.passed for r in rows) else 1
 
 
-def _rows(folder: Path, real: bool) -> tuple[list[tuple[str, ...]], list[tuple[str, ParityEntry]]]:
-    sources = [(f"{name}, tiny, random", maker(folder / name)) for name, maker in MAKERS.items()]
+def _sources(folder: Path, real: bool) -> Iterator[tuple[str, str, Path]]:
+    for name, maker in MAKERS.items():
+        yield name, "tiny, random", maker(folder / name)
     if real:
         from tests.weights import qwen2_coder_0_5b, smollm2_135m
 
-        sources += [("SmolLM2-135M-Instruct", smollm2_135m()), ("Qwen2.5-Coder-0.5B-Instruct", qwen2_coder_0_5b())]
-    rows, failed = [], []
-    for name, source in sources:
-        entries = compare(source, folder)
-        rows.append(row(name, entries))
-        failed += [(name, entry) for entry in entries if entry.status != "pass"]
-        gc.collect()
-    return rows, failed
+        yield "llama", "SmolLM2-135M-Instruct", smollm2_135m()
+        yield "qwen2", "Qwen2.5-Coder-0.5B-Instruct", qwen2_coder_0_5b()
 
 
-def compare(source: Path, folder: Path) -> list[ParityEntry]:
-    """Returns the entries of the fp32 graphs of `source` against transformers."""
+def compare(source: Path, folder: Path) -> tuple[list[ParityEntry], parity.Expected]:
+    """Returns the entries of the fp32 graphs of `source` against transformers, and what transformers said."""
     reference = load_reference(source)
-    if not reference.has_language:
-        return _compare_tower(source, reference, Path(tempfile.mkdtemp(dir=folder)))
-    path = Path(tempfile.mkdtemp(dir=folder)) / "package"
-    options = ExportOptions(scheme="fp32", vision_scheme="fp32", verify=False)
-    package = open_package(export_package(source, path, options))
-    entries = [*parity.check_pictures(package, reference), *parity.check_prompt_ids(package, reference)]
+    graphs = Path(tempfile.mkdtemp(dir=folder))
     expected = parity.expect(reference)
+    if not reference.has_language:
+        return tower_entries(source, expected, graphs), expected
+    package = build_package(source, graphs)
+    entries = [*parity.check_pictures(package, reference), *parity.check_prompt_ids(package, reference)]
     del reference
     gc.collect()
-    prompt = package.manifest.prompt
-    context = min(2048, package.manifest.decoder.max_position_embeddings)
-    session = OnnxSession(package, context=context)
-    return entries + parity.compare(session, expected, -1 if prompt is None else prompt.image_token_id)
+    return entries + parity.compare(session_of(package), expected, image_token_id(package)), expected
 
 
-def _compare_tower(source: Path, reference: Reference, folder: Path) -> list[ParityEntry]:
+def tower_entries(source: Path, expected: parity.Expected, folder: Path) -> list[ParityEntry]:
     """A bare tower is no package; its graph runs on its own."""
     checkpoint = open_checkpoint(source)
     spec = arch_spec(checkpoint.config, checkpoint.files)
     built = build_model(spec, checkpoint, QuantPlan("fp32", "fp32"), folder)
-    expected = parity.expect(reference)
-    if expected.pixel_values is None:
-        raise ValueError(f"{source} has no tower")
     session = onnxruntime.InferenceSession(str(folder / built.graphs[0].path), providers=["CPUExecutionProvider"])
     features = np.asarray(session.run(["image_features"], {"pixel_values": expected.pixel_values})[0])
-    return [parity.compare_features(features, expected)]
+    return parity.compare_features(features, expected)
 
 
-def row(name: str, entries: Sequence[ParityEntry]) -> tuple[str, ...]:
-    """Returns the cells of one checkpoint."""
-    by_stage: dict[str, list[ParityEntry]] = {}
-    for entry in entries:
-        by_stage.setdefault(entry.stage, []).append(entry)
-    inputs = [e for stage in ("pixels", "pixel values", "tile grid", "prompt ids") for e in by_stage.get(stage, [])]
-    return (
-        name,
-        _equal(inputs),
-        _largest(by_stage.get("vision features", [])),
-        _largest(by_stage.get("logits", [])),
-        _tokens(by_stage.get("greedy tokens", [])),
+def row(architecture: str, checkpoint: str, entries: Sequence[ParityEntry], expected: parity.Expected) -> Row:
+    """Returns the row of one checkpoint."""
+    inputs = [entry.status == "pass" for entry in entries if entry.stage in INPUT_STAGES]
+    greedy = [entry for entry in entries if entry.stage == "greedy tokens"]
+    argmax = [entry for entry in entries if entry.metric == "rows of another argmax"]
+    logits = [rows for rows in (expected.text_logits, expected.prompt_logits) if rows is not None]
+    n_rows = sum(len(rows) for rows in logits)
+    n_greedy = len(expected.text_greedy) + len(expected.prompt_greedy)
+    return Row(
+        architecture=architecture,
+        checkpoint=checkpoint,
+        inputs_equal=all(inputs) if inputs else None,
+        features_max_abs=_max_abs(entries, "vision features"),
+        logits_max_abs=_max_abs(entries, "logits"),
+        n_rows=n_rows,
+        n_same_argmax=n_rows - int(sum(entry.value or 0 for entry in argmax)),
+        n_greedy=n_greedy,
+        n_same_greedy=n_greedy - int(sum(entry.value or 0 for entry in greedy)),
+        passed=all(entry.status == "pass" for entry in entries),
     )
 
 
-def _equal(entries: Sequence[ParityEntry]) -> str:
-    if not entries:
-        return ""
-    wrong = [entry.stage for entry in entries if entry.status != "pass"]
-    return f"differ: {', '.join(wrong)}" if wrong else "equal"
+def _max_abs(entries: Sequence[ParityEntry], stage: str) -> float | None:
+    values = [entry.value for entry in entries if entry.stage == stage and entry.metric == parity.MAX_ABS_METRIC]
+    return values[0] if values else None
 
 
-def _largest(entries: Sequence[ParityEntry]) -> str:
-    """The largest absolute error of a stage; for logits also whether every argmax is the same."""
-    cells = []
-    for entry in entries:
-        error = re.search(r"max abs error ([\d.e+-]+)", entry.detail)
-        if error:
-            cells.append(error.group(1) + ("" if entry.status == "pass" else " (fails)"))
-        elif entry.value:
-            cells.append(f"{entry.value:.0f} other argmax")
-    return ", ".join(cells)
+def table(record: dict[str, Any]) -> str:
+    """Returns the table of parity.json's content in Markdown, with the versions that it was made with."""
+    rows = [Row(**fields) for fields in record["rows"]]
+    lines = [HEADING, ["---"] * len(HEADING), *map(_cells, rows)]
+    names = ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()))
+    made = f"Errors are the largest absolute ones, of features and logits in fp32. Made with {names}."
+    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + ["", made, ""])
 
 
-def _tokens(entries: Sequence[ParityEntry]) -> str:
-    cells = []
-    for entry in entries:
-        total = int(entry.detail.split()[0])
-        cells.append(f"{total - int(entry.value or 0)} of {total}")
-    return ", ".join(cells)
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Returns the table in Markdown, with the versions that it was made with."""
-    found = versions()
-    lines = [f"| {' | '.join(cells)} |" for cells in (HEADING, ["---"] * len(HEADING), *rows)]
-    names = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
-    return "\n".join([*lines, "", f"Errors are the largest absolute ones. Made with {names}.", ""])
+def _cells(found: Row) -> tuple[str, ...]:
+    return (
+        f"`{found.architecture}`",
+        found.checkpoint,
+        "-" if found.inputs_equal is None else "equal" if found.inputs_equal else "DIFFER",
+        "-" if found.features_max_abs is None else f"{found.features_max_abs:.1e}",
+        "-" if found.logits_max_abs is None else f"{found.logits_max_abs:.1e}",
+        f"{found.n_same_argmax} of {found.n_rows}" if found.n_rows else "-",
+        f"{found.n_same_greedy} of {found.n_greedy}" if found.n_greedy else "-",
+    )
 
 
 def replace_table(page: str, text: str) -> str:
