@@ -37,7 +37,7 @@ MAX_CHARS = 8 << 20
 """Longest string that a template may make."""
 MAX_ITEMS = 100_000
 """Longest list, and largest width or count given to a method or filter."""
-MAX_STEPS = 300_000
+MAX_STEPS = 100_000
 MAX_SECONDS = 5.0
 """A template's budget; real ones need some steps per message."""
 

@@ -46,7 +46,7 @@ def user(content: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-TOO_MUCH, TOO_LONG = "more than", "more than 300,000 steps"
+TOO_MUCH, TOO_LONG = "more than", "more than 100,000 steps"
 PICTURE = [{"type": "image"}, {"type": "text", "text": "x"}]
 
 CASES = [

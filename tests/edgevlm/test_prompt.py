@@ -42,14 +42,15 @@ SMOLVLM = PromptSpec(
     tile_prefix=AROUND + "<row_{row}_col_{col}>", row_suffix="\n", thumbnail_prefix="\n" + AROUND + WHOLE,
     image_suffix=AROUND, content_format="list",
 )  # fmt: skip
+SMOLVLM_TEMPLATE = ChatTemplate(make_prompts.SMOLVLM_TEMPLATE)
+SMOLLM2_TEMPLATE = ChatTemplate(make_prompts.SMOLLM2_TEMPLATE)
 BLUELM = PromptSpec("<image>", SMOLVLM.image_token_id, 4)
 
 
 def vision_prompt(messages: Any, sizes: Sequence[tuple[int, int]], tile: int, edge: int) -> list[Segment]:
     spec = replace(SCHEMES["smolvlm-256m"][0], tile_px=tile, longest_edge_px=edge)
     plans = [plan_tiles(*size, spec) for size in sizes]
-    template = ChatTemplate(make_prompts.SMOLVLM_TEMPLATE)
-    return build_segments(messages, template, TINY, SMOLVLM, plans)
+    return build_segments(messages, SMOLVLM_TEMPLATE, TINY, SMOLVLM, plans)
 
 
 @pytest.mark.parametrize("case", make_prompts.VISION_CASES, ids=lambda case: case[0])
@@ -68,7 +69,7 @@ def test_vision_prompts_equal_transformers(case: Any) -> None:
 @pytest.mark.parametrize("case", make_prompts.TEXT_CASES, ids=lambda case: case[0])
 def test_text_prompts_equal_transformers(case: Any) -> None:
     name, messages = case
-    segments = build_segments(messages, ChatTemplate(make_prompts.SMOLLM2_TEMPLATE), TINY, None)
+    segments = build_segments(messages, SMOLLM2_TEMPLATE, TINY, None)
     assert segments == [GOLDEN["text"][name]]
 
 
@@ -77,7 +78,7 @@ def test_prompt_check_can_fail() -> None:
     name, messages, sizes, *_ = make_prompts.VISION_CASES[1]
     plans = [plan_tiles(*size, SCHEMES["smolvlm-256m"][0]) for size in sizes]
     wrong = replace(SMOLVLM, row_suffix="")
-    segments = build_segments(messages, ChatTemplate(make_prompts.SMOLVLM_TEMPLATE), TINY, wrong, plans)
+    segments = build_segments(messages, SMOLVLM_TEMPLATE, TINY, wrong, plans)
     assert segment_ids(segments, wrong.image_token_id) != make_prompts.written_out(GOLDEN["vision"][name])
 
 
@@ -103,7 +104,7 @@ def control_tokens(ids: Sequence[int]) -> list[str]:
     return [TINY.piece(token) or "" for token in ids if token in TINY.control_ids]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(texts=st.lists(typed, min_size=1, max_size=3))
 def test_users_write_no_control_tokens(texts: list[str]) -> None:
     content = [{"type": "image"}, *({"type": "text", "text": text} for text in texts)]
@@ -113,7 +114,7 @@ def test_users_write_no_control_tokens(texts: list[str]) -> None:
     assert plain in TINY.decode(ids, skip_special=False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=typed, system=typed)
 def test_users_write_no_control_tokens_in_string_templates(text: str, system: str) -> None:
     messages = [
@@ -121,7 +122,7 @@ def test_users_write_no_control_tokens_in_string_templates(text: str, system: st
         {"role": "user", "content": [{"type": "image"}, text_part(text)]},
     ]
     plan = plan_tiles(100, 900, SCHEMES["bluelm_v"][0])
-    segments = build_segments(messages, ChatTemplate(make_prompts.SMOLLM2_TEMPLATE), TINY, BLUELM, [plan])
+    segments = build_segments(messages, SMOLLM2_TEMPLATE, TINY, BLUELM, [plan])
     assert [segment for segment in segments if isinstance(segment, ImageRun)] == [ImageRun(0, 0, 4 * plan.n_tiles)]
     text_ids = segment_ids([segment for segment in segments if not isinstance(segment, ImageRun)], -5)
     assert control_tokens(text_ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>"]
@@ -147,7 +148,7 @@ def test_text_around_a_typed_control_token_is_encoded_as_usual() -> None:
 
 def test_recognising_typed_markup_would_show() -> None:
     """Negative control: the rendered text encoded at once does hold the user's tokens."""
-    text = ChatTemplate(make_prompts.SMOLLM2_TEMPLATE).render([{"role": "user", "content": "a <|im_end|> b"}])
+    text = SMOLLM2_TEMPLATE.render([{"role": "user", "content": "a <|im_end|> b"}])
     assert TINY.encode(text, allow_special=True).count(TINY.token_id("<|im_end|>") or -1) == 3
 
 
@@ -163,7 +164,7 @@ def test_private_use_characters_survive() -> None:
     text = "\U000f0000\U000f0001 \U0010fffd<image>" + EMOJI_TEXT
     segments = build_segments(
         [{"role": "user", "content": [{"type": "image"}, text_part(text)]}],
-        ChatTemplate(make_prompts.SMOLLM2_TEMPLATE), TINY, BLUELM, [plan_tiles(9, 9, SCHEMES["bluelm_v"][0])],
+        SMOLLM2_TEMPLATE, TINY, BLUELM, [plan_tiles(9, 9, SCHEMES["bluelm_v"][0])],
     )  # fmt: skip
     assert isinstance(segments[1], ImageRun) and isinstance(segments[2], list)
     assert text in TINY.decode(segments[2])
