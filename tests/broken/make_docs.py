@@ -103,7 +103,7 @@ def trigger(module: str, case: BrokenCase, folder: Path) -> Answer:
     return Answer(_clean(lines[0].removeprefix("edgevlm: error: "), folder), code)
 
 
-def _call(call: Callable[[Any], None], argument: Any) -> Answer:
+def _call(call: Callable[[Any], Any], argument: Any) -> Answer:
     try:
         call(argument)
     except EdgeVLMError as error:
