@@ -53,6 +53,7 @@ N_IMAGE_TOKENS = (GRID // 2) ** 2
 PAD_TO = 32  # few different lengths, so that oneDNN finds its compiled kernels again
 
 N_TRAIN_IMAGES, N_TEST_IMAGES = 4000, 1000
+N_IMAGES = {"train": N_TRAIN_IMAGES, "test": N_TEST_IMAGES}
 N_HELD_OUT_IMAGES = 200  # the last pictures of the train split: validation, never trained on
 SHAPES = ("circle", "rectangle", "triangle")
 CATEGORIES = ("yes/no", "color", "shape")
@@ -191,15 +192,26 @@ class Language:
         return self.model.lm_head(hidden[rows, columns]).float(), torch.tensor(targets)
 
 
-class Data:
-    """easy-VQA's pictures as tower features (a memory-mapped fp16 array) and its questions, grouped by picture."""
+class Tower:
+    """The frozen vision tower; indexing with picture numbers gives their patch tokens (n, GRID*GRID, C) in fp32."""
 
-    def __init__(self, split: str, n_images: int, towers: Path, archive: Path, cache: Path, language: Language) -> None:
-        path = cache / f"features-{split}.npy"
-        if not path.is_file():
-            compute_features(split, n_images, towers, archive, path)
-        self.features = np.load(path, mmap_mode="r")
-        self.by_image: list[list[Question]] = [[] for _ in range(n_images)]
+    def __init__(self, split: str, towers: Path, archive: Path) -> None:
+        self.model = AutoModel.from_pretrained(towers / VISION_DIR).eval()
+        self.split, self.wheel = split, zipfile.ZipFile(archive)
+
+    def __getitem__(self, images: list[int]) -> np.ndarray:
+        names = [f"easy_vqa/data/{self.split}/images/{image}.png" for image in images]
+        batch = np.stack([pixels(Image.open(io.BytesIO(self.wheel.read(name)))) for name in names])
+        with torch.no_grad():
+            return self.model(torch.from_numpy(batch)).last_hidden_state[:, 1:].float().numpy()
+
+
+class Data:
+    """easy-VQA's questions grouped by picture, and the pictures' tower features: an array on disk or the tower."""
+
+    def __init__(self, split: str, archive: Path, features: np.ndarray | Tower, language: Language) -> None:
+        self.features = features
+        self.by_image: list[list[Question]] = [[] for _ in range(N_IMAGES[split])]
         with zipfile.ZipFile(archive) as wheel:
             rows = json.loads(wheel.read(f"easy_vqa/data/{split}/questions.json"))
         for text, answer, image in rows:
@@ -217,21 +229,16 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(((scaled - mean) / std).transpose(2, 0, 1))
 
 
-def compute_features(split: str, n_images: int, towers: Path, archive: Path, path: Path) -> None:
-    """Writes the tower's patch tokens (n_images, GRID*GRID, C) fp16; bf16 compute for training, fp32 for the test."""
-    tower = AutoModel.from_pretrained(towers / VISION_DIR).eval()
+def compute_features(tower: Tower, path: Path) -> None:
+    """Writes the features of the train split, (N_TRAIN_IMAGES, GRID*GRID, C) fp16, computed in bf16."""
     temporary = path.with_suffix(".partial.npy")
-    shape = (n_images, GRID * GRID, tower.config.hidden_size)
+    shape = (N_TRAIN_IMAGES, GRID * GRID, tower.model.config.hidden_size)
     features = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-    with zipfile.ZipFile(archive) as wheel:
-        for start in range(0, n_images, 16):
-            stop = min(start + 16, n_images)
-            names = [f"easy_vqa/data/{split}/images/{index}.png" for index in range(start, stop)]
-            batch = np.stack([pixels(Image.open(io.BytesIO(wheel.read(name)))) for name in names])
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=split == "train"):
-                features[start:stop] = tower(torch.from_numpy(batch)).last_hidden_state[:, 1:].float().numpy()
-            if start % 400 == 0:
-                print(f"features of {split}: {start}/{n_images}", file=sys.stderr, flush=True)
+    for start in range(0, N_TRAIN_IMAGES, 16):
+        with torch.autocast("cpu", torch.bfloat16):
+            features[start : start + 16] = tower[list(range(start, min(start + 16, N_TRAIN_IMAGES)))]
+        if start % 400 == 0:
+            print(f"features: {start}/{N_TRAIN_IMAGES}", file=sys.stderr, flush=True)
     features.flush()
     temporary.replace(path)
 
@@ -333,7 +340,8 @@ def train(rank: int, options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     towers, archive = fetch_towers(options.cache), fetch_data(options.cache)
     language = Language(towers, torch.bfloat16)
-    data = Data("train", N_TRAIN_IMAGES, towers, archive, options.features or options.out, language)
+    features = np.load((options.features or options.out) / "features-train.npy", mmap_mode="r")
+    data = Data("train", archive, features, language)
     n_train = N_TRAIN_IMAGES - N_HELD_OUT_IMAGES
     held_out = range(n_train, n_train + options.eval_images)
     projector = new_projector(data, language, options.hidden)
@@ -440,7 +448,7 @@ def check(options: argparse.Namespace) -> None:
     """Prints the accuracy of `OUT/projector.safetensors` on the test split, in fp32, as one JSON object."""
     towers, archive = fetch_towers(options.cache), fetch_data(options.cache)
     language = Language(towers, torch.float32)
-    data = Data("test", N_TEST_IMAGES, towers, archive, options.features or options.out, language)
+    data = Data("test", archive, Tower("test", towers, archive), language)
     tensors = load_file(options.out / "projector.safetensors")
     hidden, n_channels = tensors["mlp.0.weight"].shape
     projector = Projector(torch.zeros(n_channels), torch.ones(n_channels), language.embedding.shape[1], hidden)
@@ -457,11 +465,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time, at the last checkpoint")
     parser.add_argument("--align-steps", type=int, default=240, help="steps of the first stage (see `align`)")
-    parser.add_argument("--batch", type=int, default=6, help="pictures per step")
-    parser.add_argument("--yes-no", type=int, default=7, help="yes/no questions per picture and step")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=40, help="steps")
-    parser.add_argument("--decay", type=float, default=0.35, help="last part of the run in which the rate falls")
+    parser.add_argument("--batch", type=int, default=4, help="pictures per step")
+    parser.add_argument("--yes-no", type=int, default=4, help="yes/no questions per picture and step")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--warmup", type=int, default=20, help="steps")
+    parser.add_argument("--decay", type=float, default=0.45, help="last part of the run in which the rate falls")
     parser.add_argument("--hidden", type=int, default=0, help="width of the MLP (default: the language model's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that share each batch")
@@ -481,10 +489,10 @@ def main() -> None:
         check(options)
         return
     (options.out / ".rendezvous").unlink(missing_ok=True)
-    if options.features is None and not (options.out / "features-train.npy").is_file():
+    features_path = (options.features or options.out) / "features-train.npy"
+    if not features_path.is_file():
         torch.set_num_threads(options.threads * options.workers)
-        towers, archive = fetch_towers(options.cache), fetch_data(options.cache)
-        compute_features("train", N_TRAIN_IMAGES, towers, archive, options.out / "features-train.npy")
+        compute_features(Tower("train", fetch_towers(options.cache), fetch_data(options.cache)), features_path)
     torch.multiprocessing.spawn(train, (options,), nprocs=options.workers)
 
 
