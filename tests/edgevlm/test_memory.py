@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgevlm.errors import BackendError
-from edgevlm.memory import available_bytes, check_memory, estimate_memory, peak_memory_bytes, resident_bytes
+from edgevlm.memory import (
+    LIBRARY_BYTES,
+    MemoryEstimate,
+    available_bytes,
+    check_memory,
+    estimate_memory,
+    peak_memory_bytes,
+    resident_bytes,
+)
 from edgevlm.package import open_package
 from tests.edgevlm.tiny_package import HEAD_DIM, KV_HEADS, LAYERS
 
@@ -21,12 +30,23 @@ def test_the_cache_grows_with_the_context_and_nothing_else_shrinks(tiny: Path) -
     assert large.kv_bytes == 3 * small.kv_bytes
     assert large.language_activations_bytes > small.language_activations_bytes
     assert large.vision_activations_bytes == small.vision_activations_bytes > 0
-    data = sum(entry.size_bytes for entry in package.manifest.files if entry.path.endswith("_data"))
-    assert small.weights_bytes == data
+    sizes = {entry.path: entry.size_bytes for entry in package.manifest.files}
+    assert small.table_bytes == sizes["onnx/embed_tokens.onnx_data"]
+    assert small.loading_bytes == sizes["onnx/decoder_model_merged.onnx_data"] >= small.packed_bytes > 0
+    assert small.vision_bytes > sizes["onnx/vision_encoder.onnx_data"]
+
+
+def test_loading_and_running_are_not_added_up() -> None:
+    running = MemoryEstimate(1, 10, 100, 1000, 2000, 20, 0, 0)
+    assert running.new_bytes == LIBRARY_BYTES + 10 + 100 + 2020
+    loading = replace(running, kv_bytes=500)
+    assert loading.new_bytes == LIBRARY_BYTES + 10 + 100 + 1000
+    assert "while it is packed" in loading.describe() and "key-value" in running.describe()
 
 
 def test_a_language_model_has_no_tower_to_count(tiny_text: Path) -> None:
-    assert estimate_memory(open_package(tiny_text), 100).vision_activations_bytes == 0
+    estimate = estimate_memory(open_package(tiny_text), 100)
+    assert estimate.vision_activations_bytes == estimate.vision_bytes == 0
 
 
 def test_a_budget_is_checked_with_the_numbers(tiny: Path) -> None:
