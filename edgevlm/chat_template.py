@@ -49,7 +49,7 @@ FILTERS = (
 )  # fmt: skip
 
 _FAILURES = (
-    TemplateError, RecursionError, MemoryError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError,
+    TemplateError, MemoryError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError,
     RuntimeError, SyntaxError,
 )  # fmt: skip
 
@@ -129,6 +129,8 @@ class ChatTemplate:
             return "".join(parts)
         except _Refusal as refusal:
             raise UsageError(f"{self.name} refuses these messages: {refusal}") from None
+        except RecursionError as error:
+            raise PackageError(f"{self.name} cannot be run: it nests or calls itself too deeply") from error
         except _FAILURES as error:
             reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
             raise PackageError(f"{self.name} cannot be run: {reason[:200]}") from error
