@@ -183,7 +183,7 @@ class NameMap:
 
 @dataclass(frozen=True)
 class ArchSpec:
-    """A whole model. `language` is None for a bare tower; `vision`, `connector`, `processor`, `prompt` for a bare LM."""
+    """A whole model. `language` is None for a bare tower; the parts around pictures are None for a bare LM."""
 
     model_type: str
     names: NameMap

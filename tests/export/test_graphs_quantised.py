@@ -189,7 +189,7 @@ def test_overrides_reach_the_graph_and_change_its_size(tmp_path: Path) -> None:
     plan.check_used()
     ops = [node.op_type for node in onnx.load(model.paths["decoder_model_merged"], load_external_data=False).graph.node]
     assert ops.count("MatMulNBits") == 14 and ops.count("Gemm") == 1
-    assert {error.name: error.scheme for error in model.result.errors}["model.layers.0.mlp.down_proj.weight"] == "w8"
+    assert {error.name: error.scheme for error in model.result.errors}["model.layers.0.mlp.down_proj.weight"] == "w8g32"
     assert model.decode(model.embed(prompt_ids()))[0].shape == (20, 384)
 
 
