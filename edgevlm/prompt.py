@@ -171,7 +171,7 @@ def _content(
         return [
             {"type": "image"} if item is None else {"type": "text", "text": item.translate(change)} for item in items
         ]
-    return "".join(f"{marker}\n" if item is None else item.translate(change) for item in items)
+    return "".join(marker if item is None else item.translate(change) for item in items)
 
 
 def _unused(taken: set[str]) -> Iterator[str]:

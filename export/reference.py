@@ -92,7 +92,7 @@ class Reference:
         if self.parts.content_format == "list":
             content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": text}]
         else:
-            content = "".join(f"{self.parts.image_token}\n" for _ in pictures) + text
+            content = self.parts.image_token * len(pictures) + text
         rendered: str = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
