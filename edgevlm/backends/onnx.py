@@ -8,19 +8,18 @@ anything there.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from edgevlm.backends.ort import Graph, Running, default_threads, return_free_memory, start_running
+from edgevlm.backends.draft_tree import leaf_paths, shared_length
+from edgevlm.backends.onnx_tower import OnnxTower
+from edgevlm.backends.ort import Calls, Graph, Running, default_threads, return_free_memory
 from edgevlm.backends.session import (
     PREFILL_CHUNK_TOKENS,
-    TILE_BATCHES,
     Float32,
     Int64,
     MemoryReport,
@@ -29,10 +28,6 @@ from edgevlm.backends.session import (
 )
 from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.package import Package
-
-MAX_EVENTS = 100_000
-"""Oldest half of the trace is dropped beyond this, so that a long-lived process does not grow."""
-
 
 @dataclass(frozen=True)
 class _Snapshot:
@@ -71,9 +66,8 @@ class OnnxSession:
                     f"{package.path}: cache entry {entry.past_name!r} is of kind {entry.kind!r}; the onnxruntime "
                     "backend keeps keys and values only"
                 )
-        self._runs: set[Running] = set()
-        self._vision: Graph | None = None
-        self._vision_lock = threading.Lock()
+        self.tower = OnnxTower(package, self.n_threads, self.timings)
+        self._calls = Calls()
         self._tree: _Tree | None = None
         self._cache: list[Float32] = []
 
@@ -92,43 +86,13 @@ class OnnxSession:
         self._last_logits = np.zeros((1, 1, decoder.vocab_size), np.float32)
         self._keep = np.zeros((), np.int64)
         self._decoder_binding.input("num_logits_to_keep", self._keep, ())
-        self._record("load language", start)
-        self.timings.load_s += time.perf_counter() - start
+        self.timings.load_s += self.timings.record("load language", start) - start
 
     # ---- pictures
 
     def encode(self, tiles: Float32) -> Float32:
         """Returns image features (C, V, D) of `tiles` (C, 3, S, S). Raises Cancelled between batches."""
-        n_tiles = tiles.shape[0]
-        features: list[Float32] = []
-        with self._running() as running, self._vision_lock:
-            vision = self._load_vision()
-            binding = vision.binding()
-            start_tile = 0
-            while start_tile < n_tiles:
-                batch = next(size for size in TILE_BATCHES if size <= n_tiles - start_tile)
-                pixels = np.ascontiguousarray(tiles[start_tile : start_tile + batch], dtype=np.float32)
-                start = time.perf_counter()
-                binding.input("pixel_values", pixels, pixels.shape)
-                binding.io.bind_output("image_features", "cpu")
-                vision.run(binding, running)
-                features.append(binding.io.copy_outputs_to_cpu()[0])
-                self._record(f"encode {batch} tiles" if batch > 1 else "encode 1 tile", start)
-                self.timings.encode_s += time.perf_counter() - start
-                self.timings.n_tiles += batch
-                start_tile += batch
-        return np.concatenate(features) if len(features) > 1 else features[0]
-
-    def _load_vision(self) -> Graph:
-        if self._vision is None:
-            start = time.perf_counter()
-            vision = Graph(self.package.graph("vision_encoder"), self.n_threads, keep_buffers=False)
-            vision.require({"pixel_values": "float"}, {"image_features": "float"})
-            vision.require_axis("image_features", -1, self.package.manifest.decoder.hidden_size)
-            self._vision = vision
-            self._record("load vision", start)
-            self.timings.load_s += time.perf_counter() - start
-        return self._vision
+        return self.tower.encode(tiles)
 
     # ---- tokens
 
@@ -143,13 +107,13 @@ class OnnxSession:
         self._check_room(n_tokens)
         self._tree = None
         done = 0
-        with self._running() as running:
+        with self._calls.running() as running:
             for n_rows in self._fill_embeds(segments, running):
                 start = time.perf_counter()
                 self._decode(n_rows, positions[..., done : done + n_rows], self.n_past, running, keep=1)
                 done += n_rows
                 self.n_past += n_rows
-                self._record(f"prefill {n_rows} tokens", start)
+                self.timings.record(f"prefill {n_rows} tokens", start)
                 self.timings.prefill_s += time.perf_counter() - start
                 self.timings.n_prefill_tokens += n_rows
         return np.array(self._last_logits[0, 0])
@@ -159,12 +123,12 @@ class OnnxSession:
         self._check_room(1)
         self._tree = None
         start = time.perf_counter()
-        with self._running() as running:
+        with self._calls.running() as running:
             self._ids[0, 0] = token
             self._embed_rows(1, 0, running)
             self._decode(1, np.array([position], np.int64), self.n_past, running, keep=1)
         self.n_past += 1
-        end = self._record("decode", start)
+        end = self.timings.record("decode", start)
         self.timings.decode_s += end - start
         self.timings.n_decode_tokens += 1
         return np.array(self._last_logits[0, 0])
@@ -180,14 +144,14 @@ class OnnxSession:
             raise UsageError(f"a tree of {n_nodes} ids has {len(parents)} parents and {positions.shape[-1]} positions")
         if any(not -1 <= parent < node for node, parent in enumerate(parents.tolist())):
             raise UsageError("each parent in a drafted tree must stand before its child")
-        paths = _leaf_paths(parents)
+        paths = leaf_paths(parents)
         self._check_room(max(len(path) for path in paths))
         logits = np.zeros((n_nodes, self.package.manifest.decoder.vocab_size), np.float32)
         cached: tuple[int, ...] = ()
         self._tree = None
-        with self._running() as running:
+        with self._calls.running() as running:
             for path in paths:
-                shared = _shared_length(path, cached)
+                shared = shared_length(path, cached)
                 cached = ()
                 nodes = np.array(path[shared:], np.int64)
                 logits[nodes] = self._score_rows(ids[nodes], positions[..., nodes], self.n_past + shared, running)
@@ -205,10 +169,10 @@ class OnnxSession:
             if not 0 <= node < len(tree.ids) or tree.parents[node] != expected:
                 raise UsageError(f"nodes {path} are not a path from the root of the scored tree")
             expected = node
-        shared = _shared_length(path, tree.cached_path)
+        shared = shared_length(path, tree.cached_path)
         rest = np.array(path[shared:], np.int64)
         if len(rest):
-            with self._running() as running:
+            with self._calls.running() as running:
                 self._score_rows(tree.ids[rest], tree.positions[..., rest], self.n_past + shared, running)
         self.n_past += len(path)
         self._tree = None
@@ -317,32 +281,27 @@ class OnnxSession:
         """Frees the tower's weights or the cache and gives the memory back; the next use brings them back."""
         start = time.perf_counter()
         if part == "vision":
-            with self._vision_lock:
-                if self._vision is None:
-                    return
-                self._vision = None
-                return_free_memory()
-        else:
-            self.n_past = 0
-            self._tree = None
-            self._decoder_binding.clear()
-            self._cache.clear()
-            self._decoder_binding.input("num_logits_to_keep", self._keep, ())
-            return_free_memory()
-        self._record(f"release {part}", start)
+            self.tower.release()
+            return
+        self.n_past = 0
+        self._tree = None
+        self._decoder_binding.clear()
+        self._cache.clear()
+        self._decoder_binding.input("num_logits_to_keep", self._keep, ())
+        return_free_memory()
+        self.timings.record("release kv", start)
 
     def cancel(self) -> None:
         """Makes the running calls raise Cancelled, inside a graph too. Safe from any thread and signal handlers."""
-        # no lock: a signal handler may interrupt the thread that would hold it
-        for running in tuple(self._runs):
-            running.cancel()
+        self.tower.cancel()
+        self._calls.cancel()
 
     def memory(self) -> MemoryReport:
         """Returns bytes of weights (on disk) and cache (capacity) that are held now."""
-        loaded = ["embed_tokens", "decoder_model_merged"] + (["vision_encoder"] if self._vision else [])
+        loaded = ["embed_tokens", "decoder_model_merged"] + (["vision_encoder"] if self.tower.loaded else [])
         data = {path for name in loaded for path in self.package.graph_entry(name).data}
         weights = sum(entry.size_bytes for entry in self.package.manifest.files if entry.path in data)
-        return MemoryReport(weights, sum(array.nbytes for array in self._cache), self._vision is not None)
+        return MemoryReport(weights, sum(array.nbytes for array in self._cache), self.tower.loaded)
 
     # ---- inner workings
 
@@ -369,23 +328,6 @@ class OnnxSession:
                 f"{self.capacity}; load with a larger context"
             )
 
-    @contextmanager
-    def _running(self) -> Iterator[Running]:
-        running = start_running()
-        self._runs.add(running)
-        try:
-            yield running
-        finally:
-            self._runs.discard(running)
-
-    def _record(self, name: str, start: float) -> float:
-        end = time.perf_counter()
-        events = self.timings.events
-        events.append((name, start, end))
-        if len(events) > MAX_EVENTS:
-            del events[: MAX_EVENTS // 2]
-        return end
-
 
 def check_context(package: Package, context: int | None) -> int:
     """Returns the context length to use. Raises UsageError when it is outside 1 to the model's maximum."""
@@ -395,29 +337,3 @@ def check_context(package: Package, context: int | None) -> int:
     if not 1 <= context <= decoder.max_position_embeddings:
         raise UsageError(f"context is {context}, the model takes 1 to {decoder.max_position_embeddings}")
     return context
-
-
-def _leaf_paths(parents: Int64) -> list[tuple[int, ...]]:
-    """Returns the root-to-leaf paths of a tree in depth-first order."""
-    children: dict[int, list[int]] = {}
-    for node, parent in enumerate(parents.tolist()):
-        children.setdefault(parent, []).append(node)
-    paths: list[tuple[int, ...]] = []
-    stack: list[tuple[int, ...]] = [(root,) for root in reversed(children.get(-1, []))]
-    while stack:
-        path = stack.pop()
-        below = children.get(path[-1])
-        if below is None:
-            paths.append(path)
-        else:
-            stack.extend((*path, child) for child in reversed(below))
-    return paths
-
-
-def _shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    n_shared = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        n_shared += 1
-    return n_shared

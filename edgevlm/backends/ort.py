@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,29 @@ class Graph:
             raise BackendError(f"{self.path}: onnxruntime failed ({_first_line(error)})") from None
 
 
-def start_running() -> Running:
-    """Returns the handle of a new call."""
-    import onnxruntime
+class Calls:
+    """The calls in progress on one object; `cancel` ends them all."""
 
-    return Running(onnxruntime.RunOptions())
+    def __init__(self) -> None:
+        self._runs: set[Running] = set()
+
+    @contextmanager
+    def running(self) -> Iterator[Running]:
+        """A call that `cancel` can end while the block lasts."""
+        import onnxruntime
+
+        running = Running(onnxruntime.RunOptions())
+        self._runs.add(running)
+        try:
+            yield running
+        finally:
+            self._runs.discard(running)
+
+    def cancel(self) -> None:
+        """Cancels the running calls. Safe from any thread and from signal handlers."""
+        # no lock: a signal handler may interrupt the thread that would hold it
+        for running in tuple(self._runs):
+            running.cancel()
 
 
 def default_threads() -> int:

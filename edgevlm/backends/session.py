@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -17,6 +18,8 @@ Segment = Int64 | Float32
 
 PREFILL_CHUNK_TOKENS = 128
 TILE_BATCHES = (4, 1)
+MAX_EVENTS = 100_000
+"""Events that a trace holds at most, so that a long-lived process does not grow."""
 
 
 class Cancelled(Exception):
@@ -46,6 +49,14 @@ class Timings:
     events: list[tuple[str, float, float]] = field(default_factory=list)
     """(name, start_s, end_s) on the time.perf_counter clock, for traces."""
 
+    def record(self, name: str, start_s: float) -> float:
+        """Adds an event that began at `start_s` and ends now; returns now. A long trace loses its older half."""
+        end_s = time.perf_counter()
+        self.events.append((name, start_s, end_s))
+        if len(self.events) > MAX_EVENTS:
+            del self.events[: MAX_EVENTS // 2]
+        return end_s
+
 
 class Session(Protocol):
     """One conversation's state on one backend. Not thread-safe, except `cancel` and `encode` beside the LM calls."""
@@ -57,7 +68,10 @@ class Session(Protocol):
     timings: Timings
 
     def encode(self, tiles: Float32) -> Float32:
-        """Returns image features (C, V, D) of `tiles` (C, 3, S, S), in batches of 4 then 1; loads vision if released."""
+        """Returns image features (C, V, D) of `tiles` (C, 3, S, S), in batches of 4 then 1.
+
+        Loads the tower where it has been released.
+        """
 
     def prefill(self, segments: Sequence[Segment], positions: Int64) -> Float32:
         """Appends the segments (T tokens in all) in chunks of 128; returns the last row's logits (vocab,)."""

@@ -219,18 +219,18 @@ def test_cancel_between_tile_batches_and_nothing_sticks(session: OnnxSession) ->
     session.cancel()  # nothing runs: no effect on the next call
     session.encode(tiles[:1])
     before = session.timings.n_tiles
-    original = session._record
+    original = session.timings.record
 
-    def record(name: str, start: float) -> float:
+    def record(name: str, start_s: float) -> float:
         if name.startswith("encode"):
             session.cancel()
-        return original(name, start)
+        return original(name, start_s)
 
-    session._record = record  # type: ignore[method-assign]
+    session.timings.record = record  # type: ignore[method-assign]
     with pytest.raises(Cancelled):
         session.encode(tiles)
     assert session.timings.n_tiles == before + 4
-    session._record = original  # type: ignore[method-assign]
+    session.timings.record = original  # type: ignore[method-assign]
     assert len(session.encode(tiles)) == 9
 
 
