@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 MAX_EXPORT_BYTES_ABOVE_LARGEST = 2_000_000_000
 PICTURE = ROOT / "assets" / "coffee.jpg"
@@ -65,9 +65,8 @@ def run_measured(arguments: list[str]) -> tuple[float, int, str]:
 
 def measure(tokenizer_gguf: Path, directory: Path, scheme: str) -> Result:
     """Builds the snapshot in `directory`, exports it twice (with and without checks) and runs it."""
-    import smolvlm_256m
-
     from export.checkpoint import open_checkpoint
+    from tests import smolvlm_256m
 
     snapshot = smolvlm_256m.make_snapshot(directory / "smolvlm-256m", tokenizer_gguf)
     largest = max(info.size_bytes for info in open_checkpoint(snapshot).tensors().values())
