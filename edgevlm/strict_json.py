@@ -87,7 +87,8 @@ def _convert_tuple(arguments: tuple[Any, ...], data: Any, where: str) -> Any:
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if len(data) != len(arguments):
         raise ValueError(f"{where}: expected {len(arguments)} items, found {len(data)}")
-    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(arguments, data, strict=True)))
+    pairs = enumerate(zip(arguments, data, strict=True))
+    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in pairs)
 
 
 def _convert_scalar(annotation: Any, data: Any, where: str) -> Any:

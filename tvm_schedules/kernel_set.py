@@ -38,7 +38,7 @@ def kernel_set(variant: Variant) -> dict[str, Any]:
                 kernels[f"gemm_{code}_swiglu_{tile_name}"] = gemm(variant, tile, bits, group, zero_point, swiglu=True)
     for head_dim in HEAD_DIMS:
         for kv in ("int8", "float32"):
-            kernels[f"append_e{head_dim}_{kv}"] = append(variant, head_dim, kv)  # type: ignore[arg-type]
-            kernels[f"attend_e{head_dim}_{kv}"] = attend(variant, head_dim, kv, variant.attend_rows)  # type: ignore[arg-type]
+            kernels[f"append_e{head_dim}_{kv}"] = append(variant, head_dim, kv)
+            kernels[f"attend_e{head_dim}_{kv}"] = attend(variant, head_dim, kv, variant.attend_rows)
         kernels[f"merge_e{head_dim}"] = merge(variant, head_dim)
     return kernels

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,10 +189,11 @@ class _Lowering:
         matrix["bias"] = self._merged_bias([linear.node for linear in linears], matrix["n"])
         self._quantise(query.linear.source, matrix["k"], matrix["group"])
         self._gemm(matrix, node, "qkv", CHUNK_TOKENS, frozenset())
-        shared = {"n": matrix["n"], "layer": self.layer, "head_dim": head_dim, "heads": heads, "kv_heads": kv_heads}
+        shared: dict[str, Any] = {"n": matrix["n"], "layer": self.layer}
+        shared |= {"head_dim": head_dim, "heads": heads, "kv_heads": kv_heads}
         centre = self.weights.add(self.key_centres[self.layer].astype(np.float32))
         scale = float(node.attributes.get("scale") or head_dim**-0.5)
-        tables = {"cos": self._table(query.cos), "sin": self._table(query.sin)}
+        tables: dict[str, Any] = {"cos": self._table(query.cos), "sin": self._table(query.sin)}
         self.ops.append(Op("append", value=scale, source="qkv", centre=centre, **tables, **shared))
         window = max(0, int(node.attributes.get("local_window_size", -1)))
         self._buffer("attended", heads * head_dim, CHUNK_TOKENS)
@@ -237,7 +238,8 @@ class _Lowering:
         if gather is None or len(embed.nodes) != 1:
             names = ", ".join(node.op_type for node in embed.nodes)
             raise UnsupportedModelError(
-                f"{embed.path}: the engine takes a quantised embedding table, found {names}; export with a w4 or w8 scheme"
+                f"{embed.path}: the engine takes a quantised embedding table, found {names}; "
+                "export with a w4 or w8 scheme"
             )
         bits, block = int(gather.attributes["bits"]), int(gather.attributes["block_size"])
         packed, scales = embed.array(gather.inputs[0]), embed.array(gather.inputs[2])
@@ -250,7 +252,7 @@ class _Lowering:
         self.ops.append(Op("embed", flags, target="x", **self.embedding[1]))
         return hidden, vocab
 
-    def _shared_head(self, node: Node) -> dict[str, int]:
+    def _shared_head(self, node: Node) -> dict[str, Any]:
         """The head's matrix: the embedding's bytes when the codes are the same, its own otherwise."""
         head = read_matrix(self.graph, node)
         table, stored = self.embedding
@@ -258,7 +260,7 @@ class _Lowering:
             return {**stored, "bias": NONE}
         return {**store(self.weights, head), "bias": self._merged_bias([node], -(-head.shape[0] // 64) * 64)}
 
-    def _matrix(self, linear: Linear) -> dict[str, int]:
+    def _matrix(self, linear: Linear) -> dict[str, Any]:
         matrix = store(self.weights, read_matrix(self.graph, linear.node))
         matrix["bias"] = self._merged_bias([linear.node], matrix["n"])
         return matrix
@@ -278,7 +280,7 @@ class _Lowering:
             op = Op("quantise", frozenset(flags), k=k, group=group, source=rows.buffer)
         self.ops.append(op)
 
-    def _gemm(self, matrix: dict[str, int], node: Node, target: str, rows: int, flags: frozenset[str]) -> None:
+    def _gemm(self, matrix: dict[str, Any], node: Node, target: str, rows: int, flags: frozenset[str]) -> None:
         width = matrix["n"] // 2 if "swiglu" in flags else matrix["n"]
         self._buffer(target, width, rows)
         if self.buffers[target].width != width:
@@ -321,9 +323,11 @@ class _Lowering:
         return value
 
     def _unmatched(self, node: Node) -> UnsupportedModelError:
-        kinds = ", ".join(type(self.values.get(name)).__name__ for name in node.inputs if name and not self.graph.has(name))
+        inputs = [name for name in node.inputs if name and not self.graph.has(name)]
+        kinds = ", ".join(type(self.values.get(name)).__name__ for name in inputs)
         return UnsupportedModelError(
-            f"{self.graph.path}: no pattern for node {node.name} ({node.op_type} of {kinds}); use the onnxruntime backend"
+            f"{self.graph.path}: no pattern for node {node.name} ({node.op_type} of {kinds}); "
+            "use the onnxruntime backend"
         )
 
 

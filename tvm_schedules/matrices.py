@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from edgevlm.errors import UnsupportedModelError
 from tvm_schedules import layouts
 from tvm_schedules.onnx_graph import Node, OnnxGraph
 from tvm_schedules.plan import NONE, WeightsFile
+
+Number = TypeVar("Number", bound=np.generic)
 
 GROUPS = (128, 64, 32)
 COLUMN_MULTIPLE = 64
@@ -98,14 +101,16 @@ def interleave(gate: Matrix, up: Matrix) -> Matrix:
     both = merge([gate, up])
     n = gate.shape[0]
     if n % layouts.COLUMNS or up.shape[0] != n:
-        raise UnsupportedModelError(f"{gate.name}: {n} and {up.shape[0]} features; the native SwiGLU takes multiples of 16")
+        raise UnsupportedModelError(
+            f"{gate.name}: {n} and {up.shape[0]} features; the native SwiGLU takes multiples of 16"
+        )
     blocks = np.arange(2 * n).reshape(2, n // layouts.COLUMNS, layouts.COLUMNS)
     order = blocks.transpose(1, 0, 2).reshape(-1)
     zeros = None if both.zeros is None else both.zeros[order]
     return Matrix(both.name, both.codes[order], both.scales[order], zeros, both.bits, both.group)
 
 
-def store(weights: WeightsFile, matrix: Matrix) -> dict[str, int]:
+def store(weights: WeightsFile, matrix: Matrix) -> dict[str, Any]:
     """Packs and writes `matrix`; returns the fields of an Op: n, k, bits, group and the offsets."""
     n, k = matrix.shape
     padded = -(-n // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
@@ -139,7 +144,7 @@ def _promote(matrix: Matrix) -> Matrix:
     return Matrix(matrix.name, codes, matrix.scales, None, 8, matrix.group)
 
 
-def _pad_rows(array: NDArray[np.generic], n: int) -> NDArray[np.generic]:
+def _pad_rows(array: NDArray[Number], n: int) -> NDArray[Number]:
     padded = np.zeros((n, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     return padded

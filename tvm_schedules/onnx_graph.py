@@ -40,7 +40,7 @@ class OnnxGraph:
 
         try:
             model = onnx.load(str(path), load_external_data=False)
-        except Exception as error:  # noqa: BLE001  (protobuf raises types of its own)
+        except Exception as error:  # protobuf raises types of its own
             raise PackageError(f"{path} cannot be read as an ONNX graph: {error}") from error
         self.path = path
         graph = model.graph

@@ -9,7 +9,7 @@ Float32 = NDArray[np.float32]
 
 
 def quantise_rows(x: Float32, group: int) -> tuple[NDArray[np.int8], Float32]:
-    """Symmetric int8 codes (T, K) and scales (T, K/group) of activations: scale = max|x| / 127, zero for zero groups."""
+    """Symmetric int8 codes (T, K) and scales (T, K/group) of activations: max|x| / 127, zero for zero groups."""
     t, k = x.shape
     blocks = x.reshape(t, k // group, group)
     scales = (np.abs(blocks).max(axis=2) / np.float32(127)).astype(np.float32)
@@ -33,4 +33,5 @@ def gemm_codes(
     w = (w_codes.astype(np.float64).reshape(n, groups, group) - zero_points.astype(np.float64)[:, :, None])
     dots = np.einsum("tgk,ngk->tng", x, w)
     scaled = dots * w_scales.astype(np.float64)[None] * x_scales.astype(np.float64)[:, None, :]
-    return scaled.sum(axis=2).astype(np.float32)
+    summed: Float32 = scaled.sum(axis=2).astype(np.float32)
+    return summed

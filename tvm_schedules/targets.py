@@ -49,7 +49,8 @@ _ANDROID = "aarch64-unknown-linux-android24"
 # L1 once a group. With 16 registers of AVX2 a tile spills more. SwiGLU pairs two blocks, so tiles are 2 blocks wide.
 VARIANTS: tuple[Variant, ...] = (
     Variant("avx512vnni", "x86_64", _LINUX_X86, "x86-64-v4", ("+avx512vnni",),
-            ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"), "vpdpbusd512", 16, Tile(8, 2), Tile(4, 2), Tile(1, 4), 3),
+            ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"), "vpdpbusd512", 16,
+            Tile(8, 2), Tile(4, 2), Tile(1, 4), 3),
     Variant("avxvnni", "x86_64", _LINUX_X86, "x86-64-v3", ("+avxvnni",),
             ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 2), Tile(2, 2), Tile(1, 2), 3),
     Variant("avx2", "x86_64", _LINUX_X86, "x86-64-v3", (),

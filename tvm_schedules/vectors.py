@@ -10,7 +10,7 @@ Combine = Callable[[Expr, Expr], Expr]
 
 
 def halving_steps(lanes: int) -> list[int]:
-    """Widths of the halving reduction of a vector of `lanes`: 16 → [8, 4, 2, 1]. Its order is fixed, so is its result."""
+    """Widths of the halving reduction of a vector of `lanes`: 16 → [8, 4, 2, 1]; a fixed order, so a fixed result."""
     steps = []
     while lanes > 1:
         lanes //= 2
@@ -56,7 +56,8 @@ def exp(x: Expr, lanes: int) -> Expr:
     for coefficient in (1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0):
         polynomial = polynomial * r + splat(coefficient)
     exponent = tirx.Cast(f"int32x{lanes}", n) + tirx.Broadcast(tirx.const(127, "int32"), lanes)
-    power = tirx.reinterpret(f"float32x{lanes}", tirx.shift_left(exponent, tirx.Broadcast(tirx.const(23, "int32"), lanes)))
+    shifted = tirx.shift_left(exponent, tirx.Broadcast(tirx.const(23, "int32"), lanes))
+    power = tirx.reinterpret(f"float32x{lanes}", shifted)
     return polynomial * power
 
 

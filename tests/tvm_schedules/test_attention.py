@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from itertools import pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,7 +59,8 @@ class Cache:
         rotated = np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=2)
         self.true_keys = np.concatenate([self.true_keys, rotated[:, HEADS : HEADS + KV_HEADS]])
         self.true_values = np.concatenate([self.true_values, split[:, HEADS + KV_HEADS :]])
-        tables = (self.cos, self.sin, self.centre, positions, self.keys, self.key_scales, self.values, self.value_scales)
+        cache = (self.keys, self.key_scales, self.values, self.value_scales)
+        tables = (self.cos, self.sin, self.centre, positions, *cache)
         self.library[f"append_{self.kv}"](
             pointer(qkv), *map(pointer, tables), HEADS, KV_HEADS, CAPACITY, self.n_past, ctypes.c_float(SCALE), WIDTH,
             0, rows,
@@ -71,7 +74,7 @@ class Cache:
         cache = (self.keys, self.key_scales, self.values, self.value_scales)
         for head in range(KV_HEADS):
             partials = np.zeros((len(bounds) - 1, rows, HEAD_DIM + 2), np.float32)
-            for part, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            for part, (begin, end) in enumerate(pairwise(bounds)):
                 self.library[f"attend_{self.kv}"](
                     pointer(qkv), *map(pointer, cache), pointer(partials[part]), HEADS, KV_HEADS, WIDTH, CAPACITY,
                     self.n_past, window, head, 0, rows, begin, end,

@@ -100,7 +100,7 @@ def test_swiglu(compiled: tuple[Variant, ctypes.CDLL]) -> None:
 
 def test_notices_wrong_codes(compiled: tuple[Variant, ctypes.CDLL], tmp_path: Path) -> None:
     """Negative control: one code off by one, and scales of swapped groups, leave the tolerance."""
-    variant, library = compiled
+    _, library = compiled
     problem = Problem(4, 32, False, 1, 1)
     kernel = library[_name(4, 32, False, "decode")]
     y = np.zeros((1, N), np.float32)

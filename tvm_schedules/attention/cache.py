@@ -21,15 +21,15 @@ def append(variant: Variant, head_dim: int, kv: KVType) -> Any:
 
     C signature: (qkv f32*, cos f32*, sin f32*, centre f32*, positions s32*, keys, key_scales f32*, values,
     value_scales f32*, heads, kv_heads, capacity, n_past, scale, qkv_stride, row_begin, row_end). qkv is (T, qkv_stride)
-    as the merged projection leaves it, (H + 2 G) E columns and padding; its queries are rotated and multiplied by `scale` in place. cos and sin are
-    (positions, E/2) tables. `centre` (G, E) is subtracted from rotated keys. key_scales, value_scales (G, capacity).
+    as the merged projection leaves it, (H + 2 G) E columns and padding; its queries are rotated and multiplied by
+    `scale` in place. cos and sin are (positions, E/2) tables. `centre` (G, E) is subtracted from rotated keys.
+    key_scales, value_scales (G, capacity).
     """
     from tvm import tirx
     from tvm.script import tirx as T
 
     half = head_dim // 2
     lanes = min(variant.lanes, half)
-    vector = f"float32x{lanes}"
     int8 = kv == "int8"
 
     def splat(value: Any) -> Any:
@@ -117,7 +117,8 @@ def append(variant: Variant, head_dim: int, kv: KVType) -> Any:
                     )
                     for c in T.unroll(head_dim // lanes):
                         VALUES[T.ramp(store + c * lanes, 1, lanes)] = T.Cast(
-                            f"int8x{lanes}", T.nearbyint(QKV[T.ramp(value_base + c * lanes, 1, lanes)] * splat(value_inverse))
+                            f"int8x{lanes}",
+                            T.nearbyint(QKV[T.ramp(value_base + c * lanes, 1, lanes)] * splat(value_inverse)),
                         )
                 else:
                     for c in T.unroll(head_dim // lanes):

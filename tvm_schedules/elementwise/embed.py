@@ -14,7 +14,6 @@ def embed(variant: Variant, bits: int, group: int, zero_point: bool) -> Any:
     C signature: (w u8*, scales f16*, zeros u8*, ids s32*, y f32*, k, row_begin, row_end): y[row] = table[ids[row]],
     y (T, k). Ids are inside the table; the caller has checked.
     """
-    from tvm import tirx
     from tvm.script import tirx as T
 
     del variant
@@ -43,7 +42,8 @@ def embed(variant: Variant, bits: int, group: int, zero_point: bool) -> Any:
                     for j in T.unroll(QUAD):
                         Y[row * k + (run * nibbles + half) * QUAD + j] = T.Cast(
                             "float32",
-                            (T.shift_right(T.Cast("int32", W[first + j]), half * 4) & (15 if bits == 4 else 255)) - zero,
+                            (T.shift_right(T.Cast("int32", W[first + j]), half * 4) & (15 if bits == 4 else 255))
+                            - zero,
                         ) * T.Cast("float32", S[place])
 
     return kernel
