@@ -25,10 +25,14 @@ EXPORTED := $(DEMO)/exported
 # Everything that changes an exported package; the demo's package is made again when one of these is newer.
 EXPORT_INPUTS := $(shell find edgevlm export -name '*.py') $(wildcard assets/demo/fetch.py assets/demo/*.json assets/demo/*.safetensors)
 
+# The native library stands beside the module that loads it.
+NATIVE := edgevlm/backends/libedgevlm-$(shell uname -m | sed 's/aarch64/arm64/').so
+NATIVE_INPUTS := $(shell find tvm_schedules -name '*.py') $(wildcard edgevlm/engine/*.c edgevlm/engine/*.h)
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help check demo test lint test-reference deps golden parity docs clean
+.PHONY: help check demo native test lint test-reference deps golden parity docs clean
 
 help: ## print this list
 	grep -E '^[a-z-]+:.*## ' Makefile | while IFS= read -r line; do printf '  make %-15s %s\n' "$${line%%:*}" "$${line##*## }"; done
@@ -79,6 +83,13 @@ $(VENV)/.export: requirements/base.txt requirements/export.txt pyproject.toml | 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.export | check
 	$(call install,$(VENV),dev)
 
+$(VENV)/.tvm: requirements/tvm.txt $(VENV)/.dev | check
+	$(call install,$(VENV),tvm)
+
+$(NATIVE): $(NATIVE_INPUTS) $(VENV)/.tvm
+	echo "Building the native library (about a minute) ..."
+	$(VENV)/bin/python -m tvm_schedules.build -o $(dir $(NATIVE)) >/dev/null
+
 $(VENV_REFERENCE)/.reference: $(wildcard requirements/*.txt) pyproject.toml | check
 	$(call install,$(VENV_REFERENCE),reference)
 
@@ -105,7 +116,9 @@ lint: $(VENV)/.dev ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: $(VENV)/.dev ## lint, types, tests
+native: $(NATIVE) ## build the native library for this machine
+
+test: $(VENV)/.dev $(NATIVE) ## lint, types, tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
@@ -140,5 +153,5 @@ docs: $(VENV)/.dev ## write the generated pages of docs/
 	$(VENV)/bin/python -m tests.broken.make_docs --write
 
 clean: ## remove the virtual environments and everything built
-	rm -rf $(VENV) $(VENV_REFERENCE) $(BUILD) dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_REFERENCE) $(BUILD) edgevlm/backends/libedgevlm-*.so dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

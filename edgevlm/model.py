@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from edgevlm.backends.native import NativeSession
+from edgevlm.backends.native_library import host_arch, library_path
 from edgevlm.backends.onnx import OnnxSession, check_context
 from edgevlm.backends.session import Float32, MemoryReport, Session
 from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 """{"role": ..., "content": text or a list of {"type": "text", "text": ...} and {"type": "image"}}."""
 
-BACKENDS = ("auto", "onnx")
+BACKENDS = ("auto", "native", "onnx")
 MIN_ANSWER_TOKENS = 64
 """A prompt is accepted when at least this much of the answer, or max_new_tokens if that is less, fits behind it."""
 
@@ -56,8 +58,17 @@ def load(
     if package.manifest.decoder.position_rank != 1:
         raise UnsupportedModelError(f"{package.path}: positions of rank 3 (M-RoPE) are not implemented by the loop")
     estimate = check_memory(package, check_context(package, context), memory_budget_bytes)
-    session = OnnxSession(package, context=context, threads=threads)
+    session = _session(package, backend, context, threads)
     return Model(package, session, estimate=estimate, fit=fit)
+
+
+def _session(package: Package, backend: str, context: int | None, threads: int | None) -> Session:
+    """The native engine where the package is compiled for this machine and the library is there, else onnxruntime."""
+    if backend == "auto":
+        backend = "native" if package.compiled(host_arch()) and library_path().exists() else "onnx"
+    if backend == "onnx":
+        return OnnxSession(package, context=context, threads=threads)
+    return NativeSession(package, context=check_context(package, context), threads=threads)
 
 
 class Model:

@@ -17,7 +17,7 @@ from typing import Any
 
 from edgevlm.errors import PackageError
 from edgevlm.onnx_file import stored_tensors
-from edgevlm.spec import MANIFEST_NAME, SCHEMA_VERSION, GraphEntry, Manifest
+from edgevlm.spec import MANIFEST_NAME, SCHEMA_VERSION, CompiledEntry, GraphEntry, Manifest
 from edgevlm.strict_json import from_json
 
 PARTIAL_SUFFIX = ".partial"
@@ -64,6 +64,10 @@ class Package:
         held = ", ".join(graph.name for graph in self.manifest.graphs) or "none (a package for one device only)"
         raise PackageError(f"{self.path}: the package has no graph {name!r} (it holds: {held}); export it again")
 
+    def compiled(self, arch: str) -> CompiledEntry | None:
+        """Returns the manifest's entry of what was compiled for `arch`, or None."""
+        return next((entry for entry in self.manifest.compiled if entry.arch == arch), None)
+
     @property
     def has_vision(self) -> bool:
         """Whether pictures can be given."""
@@ -108,6 +112,8 @@ def open_package(path: str | Path) -> Package:
     sizes = _check_files(root, manifest)
     for graph in manifest.graphs:
         _check_graph(root, graph, sizes)
+    for entry in manifest.compiled:
+        _check_compiled(root, entry, sizes)
     return package
 
 
@@ -211,6 +217,15 @@ def _check_files(root: Path, manifest: Manifest) -> dict[str, int]:
             )
         sizes[entry.path] = found
     return sizes
+
+
+def _check_compiled(root: Path, entry: CompiledEntry, sizes: dict[str, int]) -> None:
+    for relative, name in ((entry.plan, "plan.bin"), (entry.weights, "weights.bin")):
+        if relative not in sizes or PurePosixPath(relative) != PurePosixPath(entry.plan).with_name(name):
+            raise PackageError(
+                f"{root / MANIFEST_NAME}: what is compiled for {entry.arch!r} uses {relative!r}, expected a listed "
+                f"{name} beside {entry.plan!r}; compile the package again"
+            )
 
 
 def _check_graph(root: Path, graph: GraphEntry, sizes: dict[str, int]) -> None:

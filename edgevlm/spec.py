@@ -190,6 +190,17 @@ class ParityEntry:
 
 
 @dataclass(frozen=True)
+class CompiledEntry:
+    """The package's decoder in the native engine's form for one architecture ('x86_64' or 'arm64')."""
+
+    arch: str
+    plan: str
+    """Path of plan.bin; weights.bin stands beside it."""
+    weights: str
+    plan_version: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """edgevlm.json, whole."""
 
@@ -215,3 +226,4 @@ class Manifest:
     sizes: tuple[ComponentSize, ...]
     parity: tuple[ParityEntry, ...]
     files: tuple[FileEntry, ...]
+    compiled: tuple[CompiledEntry, ...] = ()

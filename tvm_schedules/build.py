@@ -20,6 +20,16 @@ ENGINE = Path(edgevlm.__file__).parent / "engine"
 C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wextra")
 
 
+EXPORTS = """{
+  global:
+    ev_abi_version; ev_last_error; ev_variants; ev_model_*; ev_context_*; ev_prefill; ev_step; ev_score; ev_truncate;
+    ev_n_past; ev_snapshot; ev_snapshot_bytes; ev_restore; ev_cancel;
+  local: *;
+};
+"""
+"""Linker version script: the C ABI of edgevlm.h and nothing else."""
+
+
 def library_path(directory: Path, arch: str) -> Path:
     """Where the library of `arch` stands."""
     return directory / f"libedgevlm-{arch}.so"
@@ -63,10 +73,12 @@ def build_library(arch: str, directory: Path, compiler: str = "cc") -> Path:
             objects.append(path)
             table.append((variant, sorted(kernels)))
         (scratch / "kernel_table.c").write_text(table_source(table))
+        (scratch / "exports.map").write_text(EXPORTS)
         sources = [*sorted(ENGINE.glob("*.c")), scratch / "kernel_table.c"]
         command = [compiler, *C_FLAGS, f"-I{ENGINE}", "-shared", "-o", str(scratch / target.name)]
         command += [str(path) for path in (*sources, *objects)]
-        command += ["-pthread", "-Wl,--no-undefined", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384", "-s"]
+        command += ["-pthread", "-Wl,--no-undefined", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384"]
+        command += [f"-Wl,--version-script={scratch / 'exports.map'}", "-s"]
         subprocess.run(command, check=True)
         (scratch / target.name).replace(target)
     return target

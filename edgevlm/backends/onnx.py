@@ -29,6 +29,7 @@ from edgevlm.backends.session import (
 from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.package import Package
 
+
 @dataclass(frozen=True)
 class _Snapshot:
     n_past: int

@@ -63,9 +63,11 @@ class Session(Protocol):
 
     capacity: int
     """Context length in tokens."""
-    n_past: int
-    """Tokens in the cache."""
     timings: Timings
+
+    @property
+    def n_past(self) -> int:
+        """Tokens in the cache."""
 
     def encode(self, tiles: Float32) -> Float32:
         """Returns image features (C, V, D) of `tiles` (C, 3, S, S), in batches of 4 then 1.

@@ -1,0 +1,234 @@
+"""The native backend: libedgevlm on a package compiled for this architecture.
+
+The language model runs in the C engine; the vision tower runs in onnxruntime.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from edgevlm.backends.draft_tree import leaf_paths
+from edgevlm.backends.native_library import ModelInfo, ModelOptions, NativeLibrary, host_arch, library_path
+from edgevlm.backends.native_library import Segment as NativeSegment
+from edgevlm.backends.onnx_tower import OnnxTower
+from edgevlm.backends.ort import default_threads
+from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timings
+from edgevlm.errors import BackendError, ContextFullError, UsageError
+from edgevlm.package import Package
+
+MAX_SCORED_TOKENS = 16
+"""Rows of logits that one call of the library gives."""
+
+
+class NativeSession:
+    """Session protocol on the C engine; see edgevlm.backends.session for what each method promises."""
+
+    def __init__(
+        self,
+        package: Package,
+        *,
+        context: int,
+        threads: int | None = None,
+        variant: str | None = None,
+        kv_bits: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Maps the compiled weights and makes the cache.
+
+        variant: forces a CPU variant by name. kv_bits: per layer the bits of keys and values, 8 or 16 (float).
+        Raises BackendError when the library or its CPU features are missing, PackageError for a damaged plan.
+        """
+        start = time.perf_counter()
+        self.package = package
+        self.timings = Timings()
+        self.n_threads = default_threads() if threads is None else threads
+        if self.n_threads < 1:
+            raise UsageError(f"threads is {threads}, expected 1 or more")
+        self.capacity = context
+        self.tower = OnnxTower(package, self.n_threads, self.timings)
+        self._library = NativeLibrary(library_path())
+        self._model = ctypes.c_void_p()
+        self._context = ctypes.c_void_p()
+        options = ModelOptions(self.n_threads, variant.encode() if variant else None)
+        compiled = package.compiled(host_arch())
+        if compiled is None:
+            raise BackendError(
+                f"{package.path}: the package is not compiled for {host_arch()}; run `edgevlm compile {package.path}`"
+            )
+        directory = package.file(compiled.plan).parent
+        self._library.call("ev_model_open", str(directory).encode(), ctypes.byref(options), ctypes.byref(self._model))
+        info = ModelInfo()
+        self._library.call("ev_model_info_get", self._model, ctypes.byref(info))
+        self.variant = (info.variant or b"").decode()
+        self._weights_bytes = int(info.weights_bytes)
+        self._n_layers, self._vocab_size, self._hidden_size = info.n_layers, info.vocab_size, info.hidden_size
+        self._kv_table = None if kv_bits is None else np.array(kv_bits, np.uint8).reshape(-1)
+        if self._kv_table is not None and self._kv_table.size != 2 * self._n_layers:
+            raise UsageError(f"kv_bits has {self._kv_table.size // 2} layers, the model has {self._n_layers}")
+        self._make_context()
+        self._tree: tuple[Int64, Int64, Int64] | None = None
+        self.timings.load_s += self.timings.record("load language", start) - start
+
+    @property
+    def n_past(self) -> int:
+        """Tokens in the cache."""
+        return int(self._library.call("ev_n_past", self._context)) if self._context else 0
+
+    def encode(self, tiles: Float32) -> Float32:
+        """Returns image features (C, V, D) of `tiles` (C, 3, S, S)."""
+        return self.tower.encode(tiles)
+
+    def prefill(self, segments: Sequence[Segment], positions: Int64) -> Float32:
+        """Appends the segments in chunks of 128; returns the last row's logits (vocab,)."""
+        n_tokens = sum(len(segment) for segment in segments)
+        if n_tokens == 0:
+            raise UsageError("nothing to prefill: the prompt has no new token")
+        self._check_room(n_tokens)
+        self._tree = None
+        start = time.perf_counter()
+        arrays = [self._segment_array(segment) for segment in segments]
+        table = (NativeSegment * len(arrays))()
+        for entry, array in zip(table, arrays, strict=True):
+            entry.n = len(array)
+            if array.ndim == 2:
+                entry.features = array.ctypes.data
+            else:
+                entry.ids = array.ctypes.data
+        logits = np.empty(self._vocab_size, np.float32)
+        rows = np.ascontiguousarray(positions, np.int32)
+        self._library.call(
+            "ev_prefill", self._context, table, len(arrays), ctypes.c_void_p(rows.ctypes.data),
+            ctypes.c_void_p(logits.ctypes.data),
+        )  # fmt: skip
+        end = self.timings.record(f"prefill {n_tokens} tokens", start)
+        self.timings.prefill_s += end - start
+        self.timings.n_prefill_tokens += n_tokens
+        return logits
+
+    def step(self, token: int, position: int) -> Float32:
+        """Appends one token; returns its logits (vocab,)."""
+        self._check_room(1)
+        self._tree = None
+        start = time.perf_counter()
+        logits = np.empty(self._vocab_size, np.float32)
+        self._library.call("ev_step", self._context, token, position, ctypes.c_void_p(logits.ctypes.data))
+        end = self.timings.record("decode", start)
+        self.timings.decode_s += end - start
+        self.timings.n_decode_tokens += 1
+        return logits
+
+    def score(self, ids: Int64, parents: Int64, positions: Int64) -> Float32:
+        """Returns logits (T, vocab) of a drafted tree without committing it, one root-to-leaf path at a time."""
+        n_nodes = len(ids)
+        if n_nodes == 0 or len(parents) != n_nodes or len(positions) != n_nodes:
+            raise UsageError(f"a tree of {n_nodes} ids has {len(parents)} parents and {len(positions)} positions")
+        logits = np.zeros((n_nodes, self._vocab_size), np.float32)
+        base = self.n_past
+        for path in leaf_paths(parents):
+            nodes = np.array(path, np.int64)
+            self._check_room(len(nodes))
+            logits[nodes] = self._append(ids[nodes], positions[nodes])
+            self.truncate(base)
+        self._tree = (ids.copy(), parents.copy(), positions.copy())
+        return logits
+
+    def accept(self, nodes: Int64) -> None:
+        """Commits a root-to-node path of the tree last scored."""
+        if self._tree is None:
+            raise UsageError("accept() needs a tree scored just before")
+        ids, parents, positions = self._tree
+        expected = -1
+        for node in nodes.tolist():
+            if not 0 <= node < len(ids) or parents[node] != expected:
+                raise UsageError(f"nodes {nodes.tolist()} are not a path from the root of the scored tree")
+            expected = node
+        if len(nodes):
+            self._append(ids[nodes], positions[nodes])
+        self._tree = None
+
+    def truncate(self, n_tokens: int) -> None:
+        """Keeps the first `n_tokens` of the cache."""
+        self._library.call("ev_truncate", self._context, n_tokens)
+        self._tree = None
+
+    def snapshot(self) -> bytes:
+        """Returns a copy of the rows in use."""
+        size = int(self._library.call("ev_snapshot_bytes", self._context))
+        buffer = ctypes.create_string_buffer(size)
+        self._library.call("ev_snapshot", self._context, buffer, size)
+        return buffer.raw
+
+    def restore(self, snapshot: bytes) -> None:
+        """Puts a snapshot back."""
+        if not isinstance(snapshot, bytes):
+            raise UsageError("restore() takes what snapshot() of a session of this package returned")
+        self._library.call("ev_restore", self._context, snapshot, len(snapshot))
+        self._tree = None
+
+    def release(self, part: Literal["vision", "kv"]) -> None:
+        """Frees the tower's weights or the cache; the next use brings them back."""
+        if part == "vision":
+            self.tower.release()
+            return
+        self._library.call("ev_context_free", self._context)
+        self._make_context()
+        self._tree = None
+
+    def cancel(self) -> None:
+        """Makes the running call raise Cancelled at the next tile batch or chunk. Safe from any thread."""
+        self.tower.cancel()
+        self._library.call("ev_cancel", self._context)
+
+    def memory(self) -> MemoryReport:
+        """Returns bytes that are mapped or allocated now."""
+        kv_bytes = int(self._library.call("ev_context_bytes", self._context))
+        return MemoryReport(self._weights_bytes, kv_bytes, self.tower.loaded)
+
+    def close(self) -> None:
+        """Frees the cache and unmaps the weights."""
+        for name, handle in (("ev_context_free", self._context), ("ev_model_close", self._model)):
+            if handle:
+                self._library.call(name, handle)
+                handle.value = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self.close()
+
+    # ---- inner workings
+
+    def _make_context(self) -> None:
+        table = None if self._kv_table is None else ctypes.c_void_p(self._kv_table.ctypes.data)
+        self._library.call("ev_context_new", self._model, self.capacity, table, ctypes.byref(self._context))
+
+    def _append(self, ids: Int64, positions: Int64) -> Float32:
+        """Appends consecutive tokens and returns the logits of each."""
+        logits = np.empty((len(ids), self._vocab_size), np.float32)
+        for start in range(0, len(ids), MAX_SCORED_TOKENS):
+            part = np.ascontiguousarray(ids[start : start + MAX_SCORED_TOKENS], np.int32)
+            places = np.ascontiguousarray(positions[start : start + MAX_SCORED_TOKENS], np.int32)
+            self._library.call(
+                "ev_score", self._context, ctypes.c_void_p(part.ctypes.data), len(part),
+                ctypes.c_void_p(places.ctypes.data), ctypes.c_void_p(logits[start:].ctypes.data),
+            )  # fmt: skip
+        return logits
+
+    def _segment_array(self, segment: Segment) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+        if segment.ndim == 1:
+            return np.ascontiguousarray(segment, np.int32)
+        if segment.shape[1] != self._hidden_size:
+            raise UsageError(
+                f"picture features are {segment.shape[1]} wide, the language model takes {self._hidden_size}"
+            )
+        return np.ascontiguousarray(segment, np.float32)
+
+    def _check_room(self, n_tokens: int) -> None:
+        if self.n_past + n_tokens > self.capacity:
+            raise ContextFullError(
+                f"the context is full: {self.n_past} tokens are held and {n_tokens} more are needed, the capacity is "
+                f"{self.capacity}; load with a larger context"
+            )

@@ -1,0 +1,47 @@
+"""`edgevlm compile`: adds the native engine's form of the language model to a package."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgevlm.backends.native_library import host_arch
+from edgevlm.cli.output import answer, json_object
+from edgevlm.cli.parser import Subparsers
+from edgevlm.cli.progress import ProgressBar
+
+JSON_FIELDS = {
+    "package": "path of the package",
+    "arch": "architecture that it was compiled for",
+    "plan": "path of plan.bin in the package",
+    "weights": "path of weights.bin in the package",
+}
+
+
+def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
+    """Declares the arguments."""
+    parser = subparsers.add_parser(
+        "compile",
+        help="add the native engine's form to a package",
+        description="Add the native engine's form of the language model to a package. What it adds is data, not code.",
+    )
+    parser.add_argument("package", type=Path, metavar="PACKAGE", help="package directory")
+    parser.add_argument(
+        "--target", default=host_arch(), metavar="ARCH", help="architecture (default: this machine's; known: x86_64)"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compiles; returns the exit code."""
+    from export import probes
+    from tvm_schedules.compile import compile_package
+
+    with ProgressBar() as progress:
+        entry = compile_package(args.package, args.target, probes.text(), progress)
+    if args.json:
+        fields = {"arch": entry.arch, "plan": entry.plan, "weights": entry.weights}
+        json_object({"package": str(args.package), **fields})
+    else:
+        answer(str(args.package / entry.plan))
+    return 0

@@ -1,0 +1,218 @@
+"""The native engine against onnxruntime on the same codes, and against itself: threads, variants, rewinds, damage."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevlm.backends.native import NativeSession
+from edgevlm.backends.native_library import NativeLibrary, library_path
+from edgevlm.backends.onnx import OnnxSession
+from edgevlm.backends.session import Cancelled
+from edgevlm.cli.main import main
+from edgevlm.errors import BackendError, ContextFullError, EdgeVLMError, PackageError, UnsupportedModelError, UsageError
+from edgevlm.model import load
+from edgevlm.package import Package, open_package
+from export import probes
+from export.pipeline import ExportOptions, export_package
+from tests import tiny
+from tvm_schedules.compile import compile_package
+
+pytestmark = pytest.mark.skipif(not library_path().exists(), reason="no native library here; `make native` builds it")
+
+SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+CASES: dict[str, tuple[Callable[..., Path], str]] = {
+    "llama-w4g32": (tiny.make_llama, "w4g32"),
+    "llama-w4g64z": (tiny.make_llama, "w4g64z"),
+    "qwen2-w8": (tiny.make_qwen2, "w8"),
+}
+FLOAT_CACHE = [(16, 16)] * 2
+LENGTH = 300
+
+
+@pytest.fixture(scope="module", params=CASES)
+def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    make, scheme = CASES[request.param]
+    directory = tmp_path_factory.mktemp("native")
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim" or make is tiny.make_llama}
+    if make is tiny.make_qwen2:
+        sizes["num_attention_heads"], sizes["num_key_value_heads"] = 2, 1
+    source = make(directory / "checkpoint", **sizes)
+    path = export_package(source, directory / "package", ExportOptions(scheme=scheme, verify=False))
+    compile_package(path, "x86_64", probes.text()[:2000])
+    return open_package(path)
+
+
+def tokens(package: Package) -> np.ndarray:
+    vocab = package.manifest.decoder.vocab_size
+    return np.random.default_rng(3).integers(0, vocab, LENGTH)
+
+
+def test_logits_equal_onnxruntime(package: Package) -> None:
+    """Same codes, activations rounded by the same rule: what differs is the order of float sums."""
+    ids = tokens(package)
+    native = NativeSession(package, context=400, kv_bits=FLOAT_CACHE)
+    reference = OnnxSession(package, context=400)
+    expected = [reference.prefill([ids[:-10]], np.arange(LENGTH - 10))]
+    found = [native.prefill([ids[:-10]], np.arange(LENGTH - 10))]
+    for place in range(LENGTH - 10, LENGTH):
+        expected.append(reference.step(int(ids[place]), place))
+        found.append(native.step(int(ids[place]), place))
+    difference = np.linalg.norm(np.array(found) - expected) / np.linalg.norm(expected)
+    assert difference < 2e-2
+    shifted = NativeSession(package, context=400, kv_bits=FLOAT_CACHE)  # negative control: positions off by a few
+    other = shifted.prefill([ids[:-10]], np.arange(LENGTH - 10)[::-1].copy())
+    assert np.linalg.norm(other - expected[0]) / np.linalg.norm(expected[0]) > 2e-2
+
+
+def test_threads_do_not_change_a_bit(package: Package) -> None:
+    ids = tokens(package)
+    results = []
+    for n_threads in (1, 2, 3):
+        session = NativeSession(package, context=400, threads=n_threads)
+        results.append(session.prefill([ids], np.arange(LENGTH)))
+        results.append(session.step(5, LENGTH))
+    for i in range(2, len(results)):
+        np.testing.assert_array_equal(results[i], results[i % 2])
+
+
+def test_variants_agree(package: Package) -> None:
+    ids = tokens(package)[:140]
+    found = [
+        NativeSession(package, context=256, variant=variant).prefill([ids], np.arange(140))
+        for variant in NativeLibrary(library_path()).variants()
+    ]
+    for other in found[1:]:
+        assert np.linalg.norm(other - found[0]) / np.linalg.norm(found[0]) < 2e-2
+
+
+def test_int8_cache_stays_near_float(package: Package) -> None:
+    ids = tokens(package)
+    int8 = NativeSession(package, context=400).prefill([ids], np.arange(LENGTH))
+    exact = NativeSession(package, context=400, kv_bits=FLOAT_CACHE).prefill([ids], np.arange(LENGTH))
+    assert 0 < np.linalg.norm(int8 - exact) / np.linalg.norm(exact) < 5e-2
+
+
+def test_rewinds_and_drafts(package: Package) -> None:
+    ids = tokens(package)
+    session = NativeSession(package, context=400)
+    session.prefill([ids[:200]], np.arange(200))
+    saved = session.snapshot()
+    chain = [session.step(int(ids[200 + i]), 200 + i) for i in range(3)]
+    session.truncate(200)
+    np.testing.assert_array_equal(session.step(int(ids[200]), 200), chain[0])
+    session.restore(saved)
+    assert session.n_past == 200
+    tree_ids = np.array([ids[200], ids[201], 7, ids[202]])
+    tree = session.score(tree_ids, np.array([-1, 0, 0, 1]), np.array([200, 201, 201, 202]))
+    assert session.n_past == 200
+    for node, logits in ((0, chain[0]), (1, chain[1]), (3, chain[2])):
+        assert np.linalg.norm(tree[node] - logits) / np.linalg.norm(logits) < 2e-2
+    session.accept(np.array([0, 1]))
+    assert session.n_past == 202
+    with pytest.raises(UsageError, match="not a path"):
+        session.score(tree_ids, np.array([-1, 0, 0, 1]), np.array([202, 203, 203, 204]))
+        session.accept(np.array([1]))
+
+
+def test_pictures_and_text_mix_in_one_prompt(package: Package) -> None:
+    """Features that are the embeddings of the ids give the logits of the ids."""
+    ids = tokens(package)[:160]
+    plain = NativeSession(package, context=256).prefill([ids], np.arange(160))
+    reference = OnnxSession(package, context=256)
+    with reference._calls.running() as running:
+        reference._ids[0, :90] = ids[30:120]
+        reference._embed_rows(90, 0, running)
+    features = reference._embeds[0, :90].copy()
+    mixed = NativeSession(package, context=256).prefill([ids[:30], features, ids[120:]], np.arange(160))
+    assert np.linalg.norm(mixed - plain) / np.linalg.norm(plain) < 2e-2
+
+
+def test_refusals(package: Package) -> None:
+    session = NativeSession(package, context=64)
+    with pytest.raises(ContextFullError, match="capacity is 64"):
+        session.prefill([np.zeros(65, np.int64)], np.arange(65))
+    with pytest.raises(UsageError, match="outside 0"):
+        session.prefill([np.array([package.manifest.decoder.vocab_size])], np.arange(1))
+    with pytest.raises(UsageError, match="no variant 'sse'"):
+        NativeSession(package, context=64, variant="sse")
+    with pytest.raises(UsageError, match="not one of 8/8, 16/16"):
+        NativeSession(package, context=64, kv_bits=[(3, 3)] * 2)
+    session.cancel()
+    with pytest.raises(Cancelled):
+        session.prefill([np.zeros(8, np.int64)], np.arange(8))
+    session.prefill([np.zeros(8, np.int64)], np.arange(8))
+
+
+def test_auto_prefers_the_native_engine(package: Package) -> None:
+    assert isinstance(load(package.path).session, NativeSession)
+    assert isinstance(load(package.path, backend="onnx").session, OnnxSession)
+    answers = [load(package.path, backend=name).generate("Hello", max_new_tokens=4).token_ids for name in ("native", "onnx")]
+    assert len(answers[0]) == len(answers[1])
+
+
+def test_uncompiled_packages_are_refused_by_name(tmp_path: Path) -> None:
+    path = export_package(tiny.make_llama(tmp_path / "c"), tmp_path / "p", ExportOptions(scheme="fp32", verify=False))
+    with pytest.raises(BackendError, match="edgevlm compile"):
+        load(path, backend="native")
+    with pytest.raises(UnsupportedModelError, match="quantised embedding table"):
+        compile_package(path, "x86_64", "a b c")
+    open_package(path)  # a failed compile leaves the package as it was
+    assert not any((path / "lib").glob("*"))
+
+
+def test_compile_on_the_command_line(package: Package, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", str(package.path)]) == 0
+    assert capsys.readouterr().out.strip().endswith("lib/x86_64/plan.bin")
+    open_package(package.path).check_hashes()
+    assert main(["compile", str(package.path), "--target", "riscv"]) == UsageError.exit_code
+
+
+FUZZ = """
+import sys, numpy as np
+from pathlib import Path
+from edgevlm.backends.native import NativeSession
+from edgevlm.errors import EdgeVLMError
+from edgevlm.package import open_package
+package = open_package(sys.argv[1])
+plan = package.path / "lib/x86_64/plan.bin"
+whole, rng, refused = plan.read_bytes(), np.random.default_rng(0), 0
+for trial in range(400):
+    damaged = bytearray(whole)
+    for place in rng.integers(0, len(whole), rng.integers(1, 4)):
+        damaged[place] = rng.integers(0, 256)
+    plan.write_bytes(damaged[: rng.integers(1, len(whole) + 1)] if trial % 5 == 0 else damaged)
+    try:
+        session = NativeSession(package, context=128, threads=1)
+        session.prefill([np.arange(20)], np.arange(20))
+        session.step(1, 20)
+    except EdgeVLMError:
+        refused += 1
+plan.write_bytes(whole)
+print(refused)
+"""
+
+
+def test_damaged_plans_never_crash(package: Package) -> None:
+    """400 plans with bytes changed or cut off, in a process of their own: refused or run, never a signal."""
+    result = subprocess.run([sys.executable, "-c", FUZZ, str(package.path)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert int(result.stdout) > 100
+
+
+def test_a_plan_for_another_version_is_refused(package: Package) -> None:
+    plan = package.path / "lib/x86_64/plan.bin"
+    whole = plan.read_bytes()
+    try:
+        plan.write_bytes(whole[:4] + struct.pack("<I", 99) + whole[8:])
+        with pytest.raises(PackageError, match="version 99"):
+            NativeSession(package, context=64)
+    finally:
+        plan.write_bytes(whole)
+    assert issubclass(PackageError, EdgeVLMError)

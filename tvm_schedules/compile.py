@@ -1,0 +1,125 @@
+"""`edgevlm compile`: a package's decoder lowered for one architecture, added to the package as data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.backends.onnx import OnnxSession
+from edgevlm.errors import UnsupportedModelError, UsageError
+from edgevlm.package import Package, open_package
+from edgevlm.spec import MANIFEST_NAME, CompiledEntry, FileEntry
+from edgevlm.strict_json import to_json
+from edgevlm.tokenizer import Tokenizer
+from tvm_schedules.lower import CHUNK_TOKENS, lower_decoder
+from tvm_schedules.onnx_graph import OnnxGraph
+from tvm_schedules.plan import VERSION, PlanInfo, WeightsFile, write_plan
+
+PACKED_ARCHS = ("x86_64",)
+"""Architectures whose weight layout `layouts` packs."""
+CENTRE_TOKENS = 1024
+"""Tokens of text that the keys' means are taken over."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def compile_package(path: Path, arch: str, text: str, progress: Progress | None = None) -> CompiledEntry:
+    """Writes lib/<arch>/plan.bin and weights.bin into the package at `path` and names them in its manifest.
+
+    `text` is run once to find each key channel's mean, which the cache subtracts before it quantises: softmax does not
+    change, and the codes lose nothing to a constant. A killed run leaves the package as it was.
+    Raises UnsupportedModelError naming the node that the engine cannot run.
+    """
+    if arch not in PACKED_ARCHS:
+        raise UsageError(f"there is no weight layout for {arch!r} yet; known: {', '.join(PACKED_ARCHS)}")
+    package = open_package(path)
+    report = progress or (lambda stage, done, total: None)
+    report("measure keys", 0, 1)
+    centres = key_centres(package, text)
+    report("lower", 0, 1)
+    directory = package.path / "lib" / arch
+    scratch = package.path / "lib" / f".{arch}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        _write(package, arch, centres, scratch)
+        entry = CompiledEntry(arch, f"lib/{arch}/plan.bin", f"lib/{arch}/weights.bin", VERSION)
+        files = [_file_entry(scratch / name, f"lib/{arch}/{name}") for name in ("plan.bin", "weights.bin")]
+        # The manifest stops naming the old files before they go, and names the new ones once they are there.
+        _rewrite_manifest(package, arch, None, [])
+        shutil.rmtree(directory, ignore_errors=True)
+        scratch.rename(directory)
+        _rewrite_manifest(package, arch, entry, files)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    report("lower", 1, 1)
+    return entry
+
+
+def key_centres(package: Package, text: str) -> list[NDArray[np.float32]]:
+    """Returns per layer the mean (G, E) of the rotated keys over the first tokens of `text`."""
+    tokenizer = Tokenizer.open(package)
+    decoder = package.manifest.decoder
+    n_tokens = min(CENTRE_TOKENS, decoder.max_position_embeddings)
+    ids = np.array(tokenizer.encode(text)[:n_tokens], np.int64)
+    session = OnnxSession(package, context=n_tokens)
+    session.prefill([ids], np.arange(len(ids)))
+    arrays = session.snapshot().arrays
+    return [
+        array[0].mean(axis=1, dtype=np.float64).astype(np.float32)
+        for entry, array in zip(decoder.cache, arrays, strict=True)
+        if entry.kind == "key"
+    ]
+
+
+def _write(package: Package, arch: str, centres: list[NDArray[np.float32]], directory: Path) -> None:
+    decoder = package.manifest.decoder
+    if package.manifest.decoder.position_rank != 1:
+        raise UnsupportedModelError(f"{package.path}: the engine takes positions of rank 1; use onnxruntime")
+    graphs = [OnnxGraph(package.graph(name)) for name in ("decoder_model_merged", "embed_tokens")]
+    with WeightsFile(directory / "weights.bin") as weights:
+        lowered = lower_decoder(graphs[0], graphs[1], weights, centres)
+        weights_bytes, digest = weights.size_bytes, weights.digest()
+    info = PlanInfo(
+        arch=arch,
+        hidden_size=lowered.hidden_size,
+        vocab_size=decoder.vocab_size,
+        max_positions=lowered.max_positions,
+        chunk_tokens=CHUNK_TOKENS,
+        kv_bits=((8, 8),) * lowered.n_layers,
+    )
+    write_plan(
+        directory / "plan.bin", info, lowered.ops, lowered.buffers, graph_input=lowered.graph_input,
+        graph_output=lowered.graph_output, weights_bytes=weights_bytes, weights_sha256=digest,
+    )  # fmt: skip
+
+
+def _file_entry(path: Path, relative: str) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return FileEntry(relative, path.stat().st_size, digest)
+
+
+def _rewrite_manifest(package: Package, arch: str, entry: CompiledEntry | None, files: list[FileEntry]) -> None:
+    manifest = package.manifest
+    compiled = tuple(other for other in manifest.compiled if other.arch != arch)
+    kept = tuple(other for other in manifest.files if not other.path.startswith(f"lib/{arch}/"))
+    changed = replace(manifest, compiled=compiled + ((entry,) if entry else ()), files=(*kept, *files))
+    text = json.dumps(to_json(changed), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    scratch = package.path / f".{MANIFEST_NAME}.partial"
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(package.path / MANIFEST_NAME)
+
+
