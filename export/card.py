@@ -19,6 +19,8 @@ SCHEME_TEXT: Mapping[str, str] = {
     "w4g128z": "4 bits with zero points, one scale per 128 weights",
     "w4g32-mix": "4 bits per 32 weights, and 8 bits where measurement says that 4 cost most",
     "w8": "8 bits, one scale per 128 weights at most",
+    "w8g64": "8 bits, one scale per 64 weights",
+    "w8g32": "8 bits, one scale per 32 weights",
     "fp16": "16-bit floating point",
     "fp32": "32-bit floating point, not quantised",
 }

@@ -35,7 +35,7 @@ class Bound:
 BOUNDS: tuple[tuple[str, Bound], ...] = (
     (r"fp32", Bound(1e-6, 0.999)),
     (r"fp16", Bound(1e-3, 0.97)),
-    (r"w8", Bound(0.05, 0.85)),
+    (r"w8(g\d+)?", Bound(0.05, 0.85)),
     (r"w4g32-mix", Bound(0.7, 0.40)),
     (r"w4g32z?", Bound(1.0, 0.35)),
     (r"w4g64z?", Bound(1.4, 0.35)),

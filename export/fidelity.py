@@ -29,7 +29,7 @@ WINDOW_TOKENS = 544
 MAX_WARM_UP_TOKENS = 32
 """Rows at a window's start that are not scored: with hardly any context, every model guesses."""
 N_ANSWER_TOKENS = 24
-MAX_PROBE_TILES = 12
+MAX_PROBE_TILES = 8
 """Tiles of all picture probes together; one picture is always taken."""
 
 Progress = Callable[[str, int, int], None]

@@ -121,7 +121,8 @@ def test_cosines() -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme", ["fp32", "fp16", "w8", "w4g32-mix", *(f"w4g{g}{z}" for g in (32, 64, 128) for z in ("", "z"))]
+    "scheme",
+    ["fp32", "fp16", "w8", "w8g64", "w8g32", "w4g32-mix", *(f"w4g{g}{z}" for g in (32, 64, 128) for z in ("", "z"))],
 )
 def test_every_scheme_has_a_bound(scheme: str) -> None:
     parse_language_scheme(scheme)
