@@ -93,7 +93,7 @@ def test_the_search_is_never_worse_than_the_plain_full_range(weight: np.ndarray,
     scale = np.where(extreme == 0, 1, -extreme / half)
     plain = np.clip(np.rint(blocks / scale), -half, half - 1) * scale
     plain_error = np.linalg.norm(blocks - plain)
-    fp16_step = 2.0**-10 * np.linalg.norm(weight) + 1e-5 * quantised.codes.size ** 0.5
+    fp16_step = 2.0**-10 * np.linalg.norm(weight) + 1e-5 * quantised.codes.size**0.5
     assert np.linalg.norm(weight - restored) <= plain_error * 1.02 + fp16_step
 
 

@@ -12,6 +12,7 @@ from export.quant.scheme import (
     SCHEMES,
     Scheme,
     for_width,
+    linear_scheme,
     parse_language_scheme,
     parse_scheme,
     quantise,
@@ -97,12 +98,27 @@ def test_bad_rules_are_refused(pattern: str, scheme: str) -> None:
 
 
 def test_records_make_the_manifest_numbers() -> None:
+    """ONNX holds scales as float32 (5 and 8.25 bits a weight); they count as the fp16 values that they are."""
     plan = QuantPlan("w4g32-mix")
-    plan.record("a", "language", parse_scheme("w4g32"), 1000, 600, 0.08)
-    plan.record("b", "language", parse_scheme("w8"), 3000, 3100, 0.01)
+    plan.record("a", "language", parse_scheme("w4g32"), 1280, 1280 * 5 // 8, 0.08)
+    plan.record("b", "language", parse_scheme("w8"), 3840, 3840 * 33 // 32, 0.01)
     plan.record("c", "vision", parse_scheme("fp32"), 500, 2000, 0.0)
     assert [tensor.name for tensor in plan.worst(10)] == ["a", "b"]
     assert plan.mean_bits_per_weight(["language"]) == pytest.approx((4.5 + 3 * 8.125) / 4)
+
+
+def test_padding_counts_as_bits() -> None:
+    plan = QuantPlan("w4g128")
+    plan.record("a", "language", parse_scheme("w4g128"), 576, 640 * 17 // 32, 0.1)
+    assert plan.mean_bits_per_weight() == pytest.approx(4.125 * 640 / 576)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [("w8", 576, "w8g64"), ("w8", 1536, "w8"), ("w8", 70, "w8g32"), ("w4g128", 576, "w4g128"), ("fp16", 7, "fp16")],
+)
+def test_w8_takes_the_block_that_stores_the_fewest_bytes(name: str, width: int, expected: str) -> None:
+    assert linear_scheme(parse_scheme(name), width).name == expected
 
 
 def test_the_default_turns_to_four_bits_at_one_billion() -> None:
