@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevlm.backends.native import NativeSession
 from edgevlm.errors import UsageError
 from edgevlm.image import normalize
 from edgevlm.memory import peak_memory_bytes
@@ -50,6 +51,14 @@ class BenchResult:
     peak_memory_bytes: int
 
 
+@dataclass(frozen=True)
+class _Run:
+    seconds: dict[str, float]
+    """By stage."""
+    n_tiles: int
+    backend: str
+
+
 def measure(
     package_dir: str | Path,
     *,
@@ -67,32 +76,30 @@ def measure(
     for name, value in (("n_prompt_tokens", n_prompt_tokens), ("n_new_tokens", n_new_tokens), ("repeat", repeat)):
         if value < 1:
             raise UsageError(f"{name} is {value}, expected 1 or more")
-    runs: list[dict[str, float]] = []
-    n_tiles = 0
+    runs: list[_Run] = []
     for done in range(repeat + 1):
-        seconds, n_tiles = _run(package_dir, n_prompt_tokens, n_new_tokens, image, load_arguments or {})
-        runs.append(seconds)
+        runs.append(_run(package_dir, n_prompt_tokens, n_new_tokens, image, load_arguments or {}))
         if progress is not None:
             progress("bench", done + 1, repeat + 1)
     counts = {
         "load": (0, ""),
-        "encode": (n_tiles, "tiles/s"),
+        "encode": (runs[0].n_tiles, "tiles/s"),
         "prefill": (n_prompt_tokens, "tok/s"),
         "decode": (n_new_tokens, "tok/s"),
     }
     stages = []
-    for stage in runs[0]:
-        values = [run[stage] for run in runs[1:]]
+    for stage in runs[0].seconds:
+        values = [run.seconds[stage] for run in runs[1:]]
         median_s = statistics.median(values)
         count, unit = counts[stage]
         rate = count / median_s if count and median_s else None
         stages.append(StageResult(stage, median_s, min(values), max(values), rate, unit))
     return BenchResult(
         package=str(package_dir),
-        backend="onnx",
+        backend=runs[0].backend,
         n_prompt_tokens=n_prompt_tokens,
         n_new_tokens=n_new_tokens,
-        n_tiles=n_tiles,
+        n_tiles=runs[0].n_tiles,
         repeat=repeat,
         stages=tuple(stages),
         peak_memory_bytes=peak_memory_bytes(),
@@ -101,8 +108,7 @@ def measure(
 
 def _run(
     package_dir: str | Path, n_prompt_tokens: int, n_new_tokens: int, image: str | Path | None, load_arguments: Any
-) -> tuple[dict[str, float], int]:
-    """Returns seconds by stage, and the number of tiles."""
+) -> _Run:
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     with load(package_dir, **load_arguments) as model:
@@ -118,7 +124,8 @@ def _run(
         for position in range(n_prompt_tokens, n_prompt_tokens + n_new_tokens):
             logits = model.session.step(int(logits.argmax()), position)
         seconds["decode"] = time.perf_counter() - start
-    return seconds, n_tiles
+        backend = "native" if isinstance(model.session, NativeSession) else "onnx"
+    return _Run(seconds, n_tiles, backend)
 
 
 def _encode(model: Model, image: str | Path) -> tuple[float, int]:
