@@ -14,6 +14,7 @@ from PIL import Image
 
 from edgevlm.cli.main import main
 from tests.edgevlm.tiny_package import write_package
+from tests.signals import listen_to_sigint
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,9 @@ def child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(*words: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "edgevlm", *map(str, words)]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=Path.cwd())
+        process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=Path.cwd(), preexec_fn=listen_to_sigint
+        )
         started.append(process)
         return process
 

@@ -17,6 +17,7 @@ import pytest
 from edgevlm import errors
 from edgevlm.cli import inspect
 from edgevlm.cli.main import main
+from tests.signals import listen_to_sigint
 
 ERRORS = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.EdgeVLMError)]
 
@@ -130,7 +131,8 @@ def test_sigint_ends_with_130() -> None:
     waiting += "def run(args):\n    print('ready', flush=True); time.sleep(60)\n"
     waiting += "inspect.run = run; sys.exit(main.main(['inspect', 'p']))"
     command = [sys.executable, "-c", waiting]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=listen_to_sigint)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.kill(process.pid, signal.SIGINT)
