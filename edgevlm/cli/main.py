@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from edgevlm.cli.output import json_object, note
@@ -42,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal may not know a character of the answer
     try:
         args = build_parser().parse_args(words)
-        code: int = args.run(args)
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")  # libraries' remarks on damaged files; what matters is an error
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def test_control_characters_reach_no_terminal(
     failing(monkeypatch, errors.PackageError("tensor 'a\x1b[2J\0é\u202e'"))
     assert main(["inspect", "p"]) == 3
     assert capsys.readouterr().err == "edgevlm: error: tensor 'a\\x1b[2J\\x00é\\u202e'\n"
+
+
+def test_warnings_of_libraries_are_for_debugging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: Any) -> int:
+        warnings.warn("tag 256 had too many entries", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(inspect, "run", run)
+    assert main(["inspect", "p"]) == 0
+    assert capsys.readouterr() == ("", "")
+    with pytest.warns(UserWarning, match="tag 256"):
+        assert main(["inspect", "p", "--debug"]) == 0
 
 
 def test_keyboard_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
