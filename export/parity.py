@@ -110,7 +110,7 @@ def check_prompt_ids(
     if spec is not None:
         groups += [[size] for size in sizes] + [list(sizes[:2])]
     for group in groups:
-        pictures = [reference.picture(probes.picture(*size)) for size in group]
+        pictures = [reference.layout(probes.picture(*size)) for size in group]
         ours = our_prompt_ids(package, tokenizer, probes.QUESTION, [] if spec is None else group)
         n_prompts += 1
         n_wrong += ours != reference.prompt_ids(probes.QUESTION, pictures)
@@ -160,9 +160,10 @@ def expect(reference: Reference, n_greedy: int = N_GREEDY) -> Expected:
 
 
 def _cheapest_picture(reference: Reference) -> ReferencePicture:
-    pictures = [reference.picture(probes.picture(*size)) for size in probes.PICTURE_SIZES[:5]]
-    cut = [picture for picture in pictures if len(picture.tiles) > 1] or pictures
-    return min(cut, key=lambda picture: len(picture.tiles))
+    images = [probes.picture(*size) for size in probes.PICTURE_SIZES[:5]]
+    n_tiles = [len(reference.layout(image).tiles) for image in images]
+    cheapest = min(range(len(images)), key=lambda index: (n_tiles[index] == 1, n_tiles[index]))
+    return reference.picture(images[cheapest])
 
 
 def compare_features(features: Float32, expected: Expected) -> list[ParityEntry]:

@@ -40,6 +40,11 @@ class ReferencePicture:
     grid: tuple[int, int]
     """(rows, cols); (0, 0) for a picture that is not cut, which is how Hugging Face counts."""
 
+    def layout(self) -> ReferencePicture:
+        """The same with blank pixels that take no memory: what a prompt depends on."""
+        tiles = np.broadcast_to(np.uint8(0), self.tiles.shape)
+        return ReferencePicture(tiles, np.broadcast_to(np.float32(0), self.pixel_values.shape), self.grid)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -67,12 +72,19 @@ class Reference:
         self.has_vision = parts.encode is not None
         self.has_language = parts.language is not None
         self.name = f"transformers {versions()['transformers']} (fp32)"
+        self._layouts: dict[tuple[int, ...], ReferencePicture] = {}
 
     def picture(self, image: UInt8) -> ReferencePicture:
         """Returns the tiles of `image` (height, width, 3)."""
         if self.parts.picture is None:
             raise UnsupportedModelError(f"{self.model_type} takes no pictures.")
-        return self.parts.picture(image)
+        found = self.parts.picture(image)
+        self._layouts[image.shape] = found.layout()
+        return found
+
+    def layout(self, image: UInt8) -> ReferencePicture:
+        """Returns `picture` without its pixels; cheap for a size that was seen before, since only the size counts."""
+        return self._layouts[image.shape] if image.shape in self._layouts else self.picture(image).layout()
 
     def image_features(self, pixel_values: Float32) -> Float32:
         """Returns image features (C, V, D) of `pixel_values` (C, 3, S, S), tile by tile to bound memory."""
@@ -298,11 +310,18 @@ def _load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
         return torch.cat(list(model.model.get_image_features(tile[None, None]).pooler_output))
 
     def picture(image: UInt8) -> ReferencePicture:
-        options = {"input_data_format": "channels_last", "return_row_col_info": True}
-        raw = processor([[image]], do_rescale=False, do_normalize=False, **options)
-        values = np.asarray(processor([[image]], **options)["pixel_values"])[0]
-        tiles = _as_tiles(np.asarray(raw["pixel_values"])[0])
-        return ReferencePicture(tiles, values.astype(np.float32), (int(raw["rows"][0][0]), int(raw["cols"][0][0])))
+        found = processor(
+            [[image]],
+            do_rescale=False,
+            do_normalize=False,
+            input_data_format="channels_last",
+            return_row_col_info=True,
+        )
+        tiles = np.asarray(found["pixel_values"])[0]
+        mean, std = processor.image_mean, processor.image_std
+        values = [processor.normalize(processor.rescale(tile, processor.rescale_factor), mean, std) for tile in tiles]
+        grid = (int(found["rows"][0][0]), int(found["cols"][0][0]))
+        return ReferencePicture(_as_tiles(tiles), np.stack(values).astype(np.float32), grid)
 
     def expand(picture: ReferencePicture) -> str:
         from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string

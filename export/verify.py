@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from edgevlm.backends.onnx import OnnxSession
+from edgevlm.backends.ort import return_free_memory
 from edgevlm.errors import BackendError, ParityError
 from edgevlm.package import PARTIAL_SUFFIX, Package, open_package
 from edgevlm.spec import ParityEntry
@@ -108,8 +110,6 @@ def _verify(
     progress: Progress | None,
     n_positions: int,
 ) -> tuple[ParityEntry, ...]:
-    from edgevlm.backends.onnx import OnnxSession
-
     checkpoint = open_checkpoint(source)
     spec = arch_spec(checkpoint.config, checkpoint.files)
     entries: list[ParityEntry] = []
@@ -123,7 +123,7 @@ def _verify(
         _report(progress, "transformers", 1, 2)
         expected = parity.expect(loaded)
         del loaded
-        gc.collect()
+        _free_memory()
     else:
         entries += unverified(package, INSTALL_HINT)
 
@@ -136,7 +136,7 @@ def _verify(
         del expected
     teacher = fidelity.run_teacher(session, package, scratch, n_positions, progress)
     del session
-    gc.collect()
+    _free_memory()
     session = OnnxSession(package, context=_context(package))
     entries += fidelity.compare_student(session, package, teacher, progress)
     return tuple(entries)
@@ -184,6 +184,12 @@ def _scratch_parent(package_dir: Path) -> Path | None:
     path = package_dir.resolve()
     parent = path if path.name.endswith(PARTIAL_SUFFIX) else path.parent
     return parent if os.access(parent, os.W_OK) else None
+
+
+def _free_memory() -> None:
+    """Between two models: what the first one held goes back to the system, so that the peak is that of one."""
+    gc.collect()
+    return_free_memory()
 
 
 def _report(progress: Progress | None, stage: str, done: int, total: int) -> None:

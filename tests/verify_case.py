@@ -93,6 +93,9 @@ class OwnReference:
         tiles = cut_tiles(image, plan, spec)
         return ReferencePicture(tiles, normalize(tiles, spec), (plan.grid_rows, plan.grid_cols))
 
+    def layout(self, image: NDArray[np.uint8]) -> ReferencePicture:
+        return self.picture(image)
+
     def prompt_ids(self, text: str, pictures: Sequence[ReferencePicture] = ()) -> list[int]:
         sizes = [size for picture in pictures for size in probes.PICTURE_SIZES if self._is(picture, size)]
         return parity.our_prompt_ids(self.package, self.tokenizer, text, sizes)
