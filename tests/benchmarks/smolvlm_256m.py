@@ -2,7 +2,7 @@
 
     python tests/benchmarks/smolvlm_256m.py TOKENIZER_GGUF [--dir DIR] [--scheme NAME] [--json]
 
-Export and run each happen in a process of their own, so that the peak (VmHWM, from wait4's ru_maxrss) is theirs alone.
+Export and run each happen in a process of their own, so that the peak (ru_maxrss) is theirs alone.
 Prints a row for docs/benchmarks.md.
 """
 
@@ -57,19 +57,29 @@ export_package(source, out, ExportOptions(scheme=scheme, force=True, reference=F
 """An export with its checks, but without the comparison with transformers, which most machines do not have."""
 
 
+LAUNCHER = """\
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+"""A small process in between: a child's ru_maxrss begins at its parent's size, and that of pytest may be gigabytes."""
+
+
 def run_measured(arguments: list[str]) -> tuple[float, int, str]:
     """Runs python with `arguments`; returns seconds, peak resident bytes and stdout."""
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, tempfile.NamedTemporaryFile("r") as peak:
+        command = [sys.executable, "-c", LAUNCHER, peak.name, sys.executable, *arguments]
         started = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=output)
-        _, status, usage = os.wait4(process.pid, 0)
+        code = subprocess.call(command, cwd=ROOT, stdout=output)
         elapsed_s = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read().decode()
-    if process.returncode:
-        raise SystemExit(f"python {' '.join(arguments)} ended with exit code {process.returncode}: {text}")
-    return elapsed_s, usage.ru_maxrss * 1024, text
+        peak_bytes = int(peak.read() or 0) * 1024
+    if code:
+        raise SystemExit(f"python {' '.join(arguments)} ended with exit code {code}: {text}")
+    return elapsed_s, peak_bytes, text
 
 
 def measure(tokenizer_gguf: Path, directory: Path, scheme: str) -> Result:
