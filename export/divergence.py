@@ -36,7 +36,7 @@ BOUNDS: tuple[tuple[str, Bound], ...] = (
     (r"fp32", Bound(1e-6, 0.999)),
     (r"fp16", Bound(1e-3, 0.90)),
     (r"w8(g\d+)?", Bound(0.05, 0.60)),
-    (r"w4g32-mix", Bound(0.7, 0.10)),
+    (r"w4g32-mix", Bound(0.4, 0.10)),
     (r"w4g32z?", Bound(1.0, 0.10)),
     (r"w4g64z?", Bound(1.4, 0.10)),
     (r"w4g128z?", Bound(1.6, 0.10)),
@@ -45,11 +45,11 @@ BOUNDS: tuple[tuple[str, Bound], ...] = (
 
 Measured 2026-11-24, mean KL and top-1 agreement on 1,120 positions of the measuring text, SmolLM2-135M-Instruct, whose
 weights were 4-bit before (Q4_1): w8 0.0144 and 0.930, w4g32 0.523 and 0.581, w4g32z 0.376 and 0.651, w4g64 0.716 and
-0.540, w4g128 0.824 and 0.501. Tiny random models (llama, qwen2): fp16 1.4e-6, w8 0.0024 and 0.939, w4g32 0.203 and
-0.518. SmolVLM-256M's shapes with random weights, w4g32: 0.308 on picture prompts, where next to nothing separates the
-first two tokens; hence the wide bounds on top-1, of which faults leave 0.00 to 0.02. Mean KL of faults in all linears
-of a tiny model: transposed scales 2.6, codes off by one 2.0 (w4g32) and 1.8 (w8), swapped nibbles 2.2. A fault in one
-tensor alone is what export/stored_weights.py finds.
+0.540, w4g128 0.824 and 0.501, w4g32-mix 0.116 and 0.828 (1,024 positions). Tiny random llama and qwen2: fp16 1.4e-6,
+w8 0.0024 and 0.939, w4g32 0.203 and 0.518. SmolVLM-256M's shapes with random weights, w4g32: 0.308 on picture prompts,
+where next to nothing separates the first two tokens; hence the wide bounds on top-1, of which faults leave 0.00 to
+0.02. Mean KL of faults in all linears of a tiny model: transposed scales 2.6, codes off by one 2.0 (w4g32) and 1.8
+(w8), swapped nibbles 2.2. A fault in one tensor alone is what export/stored_weights.py finds.
 """
 
 
