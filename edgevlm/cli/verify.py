@@ -15,6 +15,7 @@ JSON_FIELDS = {
     "package": "path of the package",
     "passed": "no check failed (an unverified one does not count)",
     "parity": "list of {stage, against, metric, status, value, bound, detail}",
+    "error": "only when a check failed: {type, message, exit_code}",
 }
 
 
