@@ -14,10 +14,14 @@ Dot = Literal["maddubs256", "vpdpbusd256", "vpdpbusd512", "smull", "sdot", "smml
 
 @dataclass(frozen=True)
 class Tile:
-    """Register tile of a GEMM: `rows` of activations by `blocks` of 16 output columns."""
+    """Work unit of a GEMM: `rows` of activations by `blocks` of 16 output columns, `vectors` of them at a time.
+
+    A pair of blocks is what SwiGLU takes; the integer and the float sums of rows x vectors should fit the registers.
+    """
 
     rows: int
     blocks: int
+    vectors: int
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,16 @@ _LINUX_X86 = "x86_64-unknown-linux-gnu"
 # Four parts: with three, LLVM does not recognise Android and uses the reserved register x18.
 _ANDROID = "aarch64-unknown-linux-android24"
 
-# 32 registers of AVX-512 hold 8 x 2 integer accumulators beside one weight and one activation; the float sums spill to
-# L1 once a group. With 16 registers of AVX2 a tile spills more. SwiGLU pairs two blocks, so tiles are 2 blocks wide.
+# Measured (LOG.md, 2026-11-25): the sums of one vector of columns stay in registers, those of two spill once a group.
+# SwiGLU pairs two blocks, so tiles are 2 blocks wide.
 VARIANTS: tuple[Variant, ...] = (
     Variant("avx512vnni", "x86_64", _LINUX_X86, "x86-64-v4", ("+avx512vnni",),
             ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"), "vpdpbusd512", 16,
-            Tile(8, 2), Tile(4, 2), Tile(1, 4), 3),
+            Tile(8, 2, 1), Tile(4, 2, 2), Tile(1, 4, 4), 3),
     Variant("avxvnni", "x86_64", _LINUX_X86, "x86-64-v3", ("+avxvnni",),
-            ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 2), Tile(2, 2), Tile(1, 2), 3),
+            ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 3),
     Variant("avx2", "x86_64", _LINUX_X86, "x86-64-v3", (),
-            ("avx2", "fma", "f16c"), "maddubs256", 8, Tile(4, 2), Tile(2, 2), Tile(1, 2), 3),
+            ("avx2", "fma", "f16c"), "maddubs256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 3),
 )
 
 BY_NAME: dict[str, Variant] = {variant.name: variant for variant in VARIANTS}

@@ -1,7 +1,8 @@
 """y = x W^T on int4 or int8 weight codes and int8 activation codes: one computation for GEMM, small batch and GEMV.
 
 For a block of 16 columns and a group of k: integer dot products, corrected by offset * sum(x), converted to float once
-and added with scale_w * scale_x. The tile (rows x column blocks) lives in registers; N, K and the number of row tiles
+and added with scale_w * scale_x. `tile.vectors` vectors of columns by `tile.rows` rows live in
+registers at once; N, K and the number of row tiles
 are run-time arguments; [block_begin, block_end) is the caller's share of the column blocks.
 """
 
@@ -29,9 +30,10 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
     from tvm.script import tirx as T
 
     dot, offset = dot_function(variant, bits)
-    lanes, rows, blocks = variant.lanes, tile.rows, tile.blocks
+    lanes, rows, blocks, at_once = variant.lanes, tile.rows, tile.blocks, tile.vectors
     parts = COLUMNS // lanes
     """Vectors in a block of 16 columns."""
+    vectors = blocks * parts
     run = COLUMNS * QUAD
     """Bytes of one run of the weight layout."""
     part_bytes = lanes * QUAD
@@ -44,7 +46,17 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
         quad = tirx.reinterpret("int32", buffer.vload([offset_], "int8x4"))
         return tirx.reinterpret(f"int8x{part_bytes}", tirx.Broadcast(quad, lanes))
 
-    def codes(raw: Any, half: Any) -> Any:
+    def weight_run(block: Any, vector: Any, groups: Any, g: Any, r: Any) -> Any:
+        return (((block + vector // parts) * groups + g) * group_runs + r) * run + vector % parts * part_bytes
+
+    def per_group(block: Any, vector: Any, groups: Any, g: Any) -> Any:
+        return ((block + vector // parts) * groups + g) * COLUMNS + vector % parts * lanes
+
+    def gate(vector: Any) -> Any:
+        return vector // parts * 2 * parts + vector % parts
+
+    def codes(weights: Any, weights_offset: Any, half: Any) -> Any:
+        raw = weights.vload([weights_offset], f"uint8x{part_bytes}")
         if nibbles == 1:
             return raw
         shifted = tirx.shift_right(raw, tirx.Broadcast(tirx.Cast("uint8", half * 4), part_bytes))
@@ -72,79 +84,64 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
         XZ = T.decl_buffer((row_tiles * rows * (k // group),), "int32", data=x_sums_ptr)
         BIAS = T.decl_buffer((n,), "float32", data=bias_ptr)
         Y = T.decl_buffer((row_tiles * rows * n,), "float32", data=y_ptr)
-        total = T.alloc_buffer((rows, blocks, parts, lanes), "float32")
-        dots = T.alloc_buffer((rows, blocks, parts, lanes), "int32")
+        total = T.alloc_buffer((rows, vectors, lanes), "float32")
+        dots = T.alloc_buffer((rows, at_once, lanes), "int32")
         for tile_index in T.serial((block_end - block_begin) // blocks):
             block = block_begin + tile_index * blocks
             for row_tile in T.serial(row_tiles):
-                for m in T.unroll(rows):
-                    for b in T.unroll(blocks):
-                        for p in T.unroll(parts):
-                            total[m, b, p, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+                for v in T.unroll(vectors):
+                    for m in T.unroll(rows):
+                        total[m, v, T.ramp(0, 1, lanes)] = T.broadcast(T.float32(0), lanes)
                 if has_bias != 0:
-                    for m in T.unroll(rows):
-                        for b in T.unroll(blocks):
-                            for p in T.unroll(parts):
-                                total[m, b, p, T.ramp(0, 1, lanes)] = BIAS[
-                                    T.ramp((block + b) * COLUMNS + p * lanes, 1, lanes)
-                                ]
-                for g in T.serial(k // group):
-                    for m in T.unroll(rows):
-                        for b in T.unroll(blocks):
-                            for p in T.unroll(parts):
-                                dots[m, b, p, T.ramp(0, 1, lanes)] = first_value(
-                                    Z, ((block + b) * (k // group) + g) * COLUMNS + p * lanes,
+                    for v in T.unroll(vectors):
+                        for m in T.unroll(rows):
+                            total[m, v, T.ramp(0, 1, lanes)] = BIAS[T.ramp(block * COLUMNS + v * lanes, 1, lanes)]
+                for s in T.unroll(vectors // at_once):
+                    for g in T.serial(k // group):
+                        for i in T.unroll(at_once):
+                            for m in T.unroll(rows):
+                                dots[m, i, T.ramp(0, 1, lanes)] = first_value(
+                                    Z, per_group(block, s * at_once + i, k // group, g),
                                     XZ[(row_tile * (k // group) + g) * rows + m],
                                 )
-                    for r in T.unroll(group_runs):
-                        for half in T.unroll(nibbles):
-                            for b in T.unroll(blocks):
-                                for p in T.unroll(parts):
+                        for r in T.unroll(group_runs):
+                            for half in T.unroll(nibbles):
+                                for i in T.unroll(at_once):
                                     for m in T.unroll(rows):
-                                        dots[m, b, p, T.ramp(0, 1, lanes)] = dot(
-                                            dots[m, b, p, T.ramp(0, 1, lanes)],
-                                            codes(
-                                                W[T.ramp((((block + b) * (k // group) + g) * group_runs + r) * run
-                                                         + p * part_bytes, 1, part_bytes)],
-                                                half,
-                                            ),
+                                        dots[m, i, T.ramp(0, 1, lanes)] = dot(
+                                            dots[m, i, T.ramp(0, 1, lanes)],
+                                            codes(W, weight_run(block, s * at_once + i, k // group, g, r), half),
                                             broadcast_quad(
                                                 X, (((row_tile * (k // group) + g) * group_runs + r) * nibbles + half)
                                                 * rows * QUAD + m * QUAD,
                                             ),
                                         )
-                    for m in T.unroll(rows):
-                        for b in T.unroll(blocks):
-                            for p in T.unroll(parts):
-                                total[m, b, p, T.ramp(0, 1, lanes)] = (
-                                    total[m, b, p, T.ramp(0, 1, lanes)]
-                                    + T.Cast(acc_type, dots[m, b, p, T.ramp(0, 1, lanes)])
-                                    * (T.Cast(acc_type, S[T.ramp(((block + b) * (k // group) + g) * COLUMNS
-                                                                 + p * lanes, 1, lanes)])
+                        for i in T.unroll(at_once):
+                            for m in T.unroll(rows):
+                                total[m, s * at_once + i, T.ramp(0, 1, lanes)] = (
+                                    total[m, s * at_once + i, T.ramp(0, 1, lanes)]
+                                    + T.Cast(acc_type, dots[m, i, T.ramp(0, 1, lanes)])
+                                    * (T.Cast(acc_type, S[T.ramp(per_group(block, s * at_once + i, k // group, g),
+                                                                 1, lanes)])
                                        * T.broadcast(XS[(row_tile * (k // group) + g) * rows + m], lanes))
                                 )
-                if swiglu:
-                    for m in T.unroll(rows):
-                        for b in T.unroll(blocks // 2):
-                            for p in T.unroll(parts):
-                                Y[T.ramp((row_tile * rows + m) * (n // 2) + (block // 2 + b) * COLUMNS + p * lanes,
-                                         1, lanes)] = silu(total[m, b * 2, p, T.ramp(0, 1, lanes)], lanes) * total[
-                                    m, b * 2 + 1, p, T.ramp(0, 1, lanes)
-                                ]
-                elif accumulate != 0:
-                    for m in T.unroll(rows):
-                        for b in T.unroll(blocks):
-                            for p in T.unroll(parts):
-                                Y[T.ramp((row_tile * rows + m) * n + (block + b) * COLUMNS + p * lanes, 1, lanes)] = (
-                                    Y[T.ramp((row_tile * rows + m) * n + (block + b) * COLUMNS + p * lanes, 1, lanes)]
-                                    + total[m, b, p, T.ramp(0, 1, lanes)]
-                                )
-                else:
-                    for m in T.unroll(rows):
-                        for b in T.unroll(blocks):
-                            for p in T.unroll(parts):
-                                Y[T.ramp((row_tile * rows + m) * n + (block + b) * COLUMNS + p * lanes, 1, lanes)] = (
-                                    total[m, b, p, T.ramp(0, 1, lanes)]
-                                )
+                for m in T.unroll(rows):
+                    if swiglu:
+                        for v in T.unroll(vectors // 2):
+                            Y[T.ramp((row_tile * rows + m) * (n // 2) + block // 2 * COLUMNS + v * lanes, 1, lanes)] = (
+                                silu(total[m, gate(v), T.ramp(0, 1, lanes)], lanes)
+                                * total[m, gate(v) + parts, T.ramp(0, 1, lanes)]
+                            )
+                    elif accumulate != 0:
+                        for v in T.unroll(vectors):
+                            Y[T.ramp((row_tile * rows + m) * n + block * COLUMNS + v * lanes, 1, lanes)] = (
+                                Y[T.ramp((row_tile * rows + m) * n + block * COLUMNS + v * lanes, 1, lanes)]
+                                + total[m, v, T.ramp(0, 1, lanes)]
+                            )
+                    else:
+                        for v in T.unroll(vectors):
+                            Y[T.ramp((row_tile * rows + m) * n + block * COLUMNS + v * lanes, 1, lanes)] = total[
+                                m, v, T.ramp(0, 1, lanes)
+                            ]
 
     return kernel
