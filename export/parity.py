@@ -23,7 +23,7 @@ from edgevlm.spec import ParityEntry
 from edgevlm.tiling import cut_tiles, plan_tiles
 from edgevlm.tokenizer import Tokenizer
 from export import probes
-from export.reference import Reference, ReferencePicture
+from export.reference.model import Reference, ReferencePicture
 
 ATOL, RTOL = 1e-4, 1e-3
 """fp32 on both sides: what sums taken in another order may differ by."""

@@ -25,7 +25,8 @@ from export.archspec import ArchSpec
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.graphs.build import build_model
 from export.quant.rules import QuantPlan
-from export.reference import INSTALL_HINT, is_available, load_reference
+from export.reference.installed import INSTALL_HINT, is_available
+from export.reference.load import load_reference
 from export.stored_weights import check_weights, weight_entries
 
 Progress = Callable[[str, int, int], None]

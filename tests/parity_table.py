@@ -27,7 +27,8 @@ from export.archs import arch_spec
 from export.checkpoint import open_checkpoint
 from export.graphs.build import build_model
 from export.quant.rules import QuantPlan
-from export.reference import load_reference, versions
+from export.reference.installed import versions
+from export.reference.load import load_reference
 from tests.tiny import MAKERS
 from tests.verify_case import build_package, image_token_id, session_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,3 +80,11 @@ def test_export_package_loads_no_torch() -> None:
     program = f"import sys, {', '.join(modules)}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""
+
+
+def test_torch_and_transformers_stand_in_the_reference_only() -> None:
+    statement = re.compile(r"^\s*(?:import|from) (?:torch|transformers|safetensors\.torch)\b", re.MULTILINE)
+    files = [path for package in ("edgevlm", "export", "tvm_schedules") for path in (ROOT / package).rglob("*.py")]
+    named = {path.relative_to(ROOT).as_posix() for path in files if statement.search(path.read_text(encoding="utf-8"))}
+    loaders = {f"export/reference/{name}.py" for name in ("bluelm_v", "idefics3", "language", "load", "towers")}
+    assert named == {*loaders, "export/reference/model.py", "export/reference/relaxed.py"}

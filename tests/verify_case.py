@@ -22,7 +22,7 @@ from export.archs import arch_spec
 from export.checkpoint import open_checkpoint
 from export.graphs.build import build_model
 from export.quant.rules import QuantPlan
-from export.reference import ReferencePicture
+from export.reference.model import ReferencePicture
 
 CONTEXT = 512
 

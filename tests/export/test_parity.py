@@ -14,7 +14,7 @@ from edgevlm.errors import ParityError
 from edgevlm.package import Package
 from edgevlm.spec import ParityEntry
 from export import parity, probes
-from export.reference import ReferencePicture
+from export.reference.model import ReferencePicture
 from export.verify import raise_on_failure
 from tests import tiny
 from tests.verify_case import (

@@ -12,7 +12,8 @@ import pytest
 from edgevlm.package import Package
 from edgevlm.spec import ParityEntry
 from export import parity, probes
-from export.reference import Reference, load_reference
+from export.reference.load import load_reference
+from export.reference.model import Reference
 from tests import tiny
 from tests.parity_table import tower_entries
 from tests.tolerances import TINY_FEATURES, TINY_LOGITS

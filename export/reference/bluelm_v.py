@@ -1,0 +1,102 @@
+"""`bluelm_v`, which exists in no library: a torch module composed of transformers' own parts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgevlm.errors import PackageError
+from export.reference.language import load_gguf, load_language, load_tokenizer
+from export.reference.model import Parts
+from export.reference.relaxed import relaxed_picture
+
+
+def load_composed(path: Path) -> Parts:
+    """A composed.json: tower directory, projector file and language model side by side."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import Dinov2Model
+
+    fields = json.loads(path.read_text())
+    tower = Dinov2Model.from_pretrained(path.parent / fields["vision"], dtype=torch.float32).eval()
+    language_path = path.parent / fields["language"]
+    if language_path.suffix == ".gguf":
+        language = load_gguf(language_path)
+    else:
+        language = load_language(language_path, {"model_type": "llama"})
+    if language.tokenizer.convert_tokens_to_ids(fields["image_token"]) in (None, language.tokenizer.unk_token_id):
+        language.tokenizer.add_special_tokens({"additional_special_tokens": [fields["image_token"]]})
+    return _compose_bluelm_v(tower, load_file(path.parent / fields["projector"]), language, fields)
+
+
+def load_bluelm_v(source: Path, config: Mapping[str, Any]) -> Parts:
+    """A snapshot directory whose tensors are named `vision_tower.`, `projector.` and `language_model.`."""
+    from safetensors.torch import load_file
+    from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
+
+    tensors: dict[str, Any] = {}
+    for file in sorted(source.glob("*.safetensors")):
+        tensors |= load_file(file)
+    parts = {
+        prefix: {name[len(prefix) :]: value.float() for name, value in tensors.items() if name.startswith(prefix)}
+        for prefix in ("vision_tower.", "projector.", "language_model.")
+    }
+    tower = _from_tensors(Dinov2Model, Dinov2Config(**config["vision_config"]), parts["vision_tower."])
+    model = _from_tensors(LlamaForCausalLM, LlamaConfig(**config["text_config"]), parts["language_model."])
+    language = Parts("llama", language=model, tokenizer=load_tokenizer(source))
+    fields = dict(config)
+    fields.setdefault("image_token", str(language.tokenizer.convert_ids_to_tokens(config["image_token_id"])))
+    return _compose_bluelm_v(tower, parts["projector."], language, fields)
+
+
+def _from_tensors(model_class: Any, config: Any, tensors: Mapping[str, Any]) -> Any:
+    """Builds a model from tensors under their hub names; every one must find its place."""
+    import torch
+
+    model, info = model_class.from_pretrained(
+        None, config=config, state_dict=dict(tensors), dtype=torch.float32, output_loading_info=True
+    )
+    wrong = sorted([*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])
+    if wrong:
+        raise PackageError(f"tensors do not match {model_class.__name__}: {', '.join(map(str, wrong[:4]))}.")
+    return model.eval()
+
+
+def _compose_bluelm_v(tower: Any, projector: Mapping[str, Any], language: Parts, fields: Mapping[str, Any]) -> Parts:
+    """Tower without CLS, 2x2 blocks in (dy, dx, channel) order, Linear, MLP with erf GELU, llama."""
+    import torch
+
+    nn, functional = torch.nn, torch.nn.functional
+    weights = {name: value.float() for name, value in projector.items()}
+
+    def linear(stem: str) -> Any:
+        n_out, n_in = weights[f"{stem}.weight"].shape
+        layer = nn.Linear(n_in, n_out)
+        layer.load_state_dict({"weight": weights[f"{stem}.weight"], "bias": weights[f"{stem}.bias"]})
+        return layer
+
+    head = nn.Sequential(linear("downsampler"), linear("mlp.0"), nn.GELU(), linear("mlp.2")).eval()
+
+    def encode(pixels: Any) -> Any:
+        tokens = tower(pixels).last_hidden_state[:, 1:]
+        side = math.isqrt(tokens.shape[1])
+        grid = functional.pad(tokens.unflatten(1, (side, side)), (0, 0, 0, side % 2, 0, side % 2))
+        blocks = [grid[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)]
+        return head(torch.cat(blocks, dim=-1).flatten(1, 2))
+
+    tile_px = int(fields["tile_px"])
+    side = (tile_px // tower.config.patch_size + 1) // 2
+    token = str(fields["image_token"])
+    return Parts(
+        "bluelm_v",
+        language=language.language,
+        tokenizer=language.tokenizer,
+        encode=encode,
+        picture=lambda image: relaxed_picture(image, fields),
+        expand=lambda picture: token * (side * side * len(picture.tiles)),
+        image_token=token,
+        image_token_id=int(language.tokenizer.convert_tokens_to_ids(token)),
+    )

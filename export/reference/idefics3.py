@@ -1,0 +1,93 @@
+"""Idefics3 and SmolVLM, whole, through transformers' own classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.reference.language import load_tokenizer
+from export.reference.model import Parts, ReferencePicture, UInt8, as_tiles
+
+
+def load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
+    """`idefics3` and `smolvlm`: one structure, two sets of classes."""
+    import torch
+    import transformers
+
+    stem = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[str(config["model_type"])]
+    model_class = getattr(transformers, f"{stem}ForConditionalGeneration")
+    model = model_class.from_pretrained(source, dtype=torch.float32).eval()
+    processor = getattr(transformers, f"{stem}ImageProcessorPil").from_pretrained(source)
+    tokenizer = load_tokenizer(source)
+    template = _processor_template(source)
+    if template is not None:
+        tokenizer.chat_template = template
+
+    vision = model.config.vision_config
+    n_tokens = (vision.image_size // vision.patch_size) ** 2 // model.config.scale_factor**2
+    image_token = str(tokenizer.convert_ids_to_tokens(model.config.image_token_id))
+
+    def encode_tile(tile: Any) -> Any:
+        return torch.cat(list(model.model.get_image_features(tile[None, None]).pooler_output))
+
+    def picture(image: UInt8) -> ReferencePicture:
+        found = processor(
+            [[image]],
+            do_rescale=False,
+            do_normalize=False,
+            input_data_format="channels_last",
+            return_row_col_info=True,
+        )
+        tiles = np.asarray(found["pixel_values"])[0]
+        mean, std = processor.image_mean, processor.image_std
+        values = [processor.normalize(processor.rescale(tile, processor.rescale_factor), mean, std) for tile in tiles]
+        grid = (int(found["rows"][0][0]), int(found["cols"][0][0]))
+        return ReferencePicture(as_tiles(tiles), np.stack(values).astype(np.float32), grid)
+
+    def expand(picture: ReferencePicture) -> str:
+        from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
+        names = ("<fake_token_around_image>", image_token, "<global-img>")
+        return str(get_image_prompt_string(*picture.grid, n_tokens, *names))
+
+    return Parts(
+        str(config["model_type"]),
+        language=_Idefics3Language(model),
+        tokenizer=tokenizer,
+        encode=lambda pixels: torch.stack([encode_tile(tile) for tile in pixels]),
+        picture=picture,
+        expand=expand,
+        image_token=image_token,
+        image_token_id=int(model.config.image_token_id),
+        content_format="list",
+    )
+
+
+class _Idefics3Language:
+    """The decoder of an Idefics3 model with its head, called like a causal language model."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.config = model.config.text_config
+
+    def get_input_embeddings(self) -> Any:
+        return self.model.get_input_embeddings()
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+
+def _processor_template(path: Path) -> str | None:
+    """The chat template of a processor, which is looked up before the tokenizer's."""
+    if (path / "chat_template.jinja").is_file():
+        return (path / "chat_template.jinja").read_text()
+    for name in ("chat_template.json", "processor_config.json"):
+        if (path / name).is_file():
+            template = json.loads((path / name).read_text()).get("chat_template")
+            if isinstance(template, str):
+                return template
+    return None
