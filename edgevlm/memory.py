@@ -3,8 +3,8 @@
 The estimate is an upper bound on the peak resident size with the onnxruntime backend: the copies that onnxruntime packs
 for its kernels, the cache at full context, the tower loaded beside it, and the largest activations of a prefill chunk
 and of a batch of tiles. It reads the manifest and the ONNX headers, never the weights. Measured on the demo model
-(135M at w4g32, tower at w8) with a context of 4,096: estimated 481 MiB, peak 433 MiB (2026-11-24). Features of pictures
-that a conversation keeps (at most 128 MiB) come on top.
+(135M at w4g32, tower at w8) with a context of 4,096: estimated 481 MiB, peak 433 MiB (2026-11-24); the features of
+pictures that a conversation keeps are counted beside that, at their limit, which one picture does not reach.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, TILE_BATCHES
 from edgevlm.errors import BackendError
 from edgevlm.onnx_file import StoredTensor, stored_tensors
 from edgevlm.package import Package
+from edgevlm.pictures import DEFAULT_CACHE_BYTES
 
 RUNTIME_BYTES = 64 << 20
 """Interpreter, numpy and onnxruntime; used when the resident size of this process cannot be read."""
@@ -45,12 +46,14 @@ class MemoryEstimate:
     vision_bytes: int
     """The tower's file and its packed copies, which may be loaded while the cache is full."""
     vision_activations_bytes: int
+    picture_bytes: int
+    """Features of pictures that are kept for later questions, at most."""
 
     @property
     def running_bytes(self) -> int:
         """What an answer adds to a loaded language model."""
         activations = self.language_activations_bytes + self.vision_activations_bytes
-        return self.kv_bytes + self.vision_bytes + activations
+        return self.kv_bytes + self.vision_bytes + activations + self.picture_bytes
 
     @property
     def new_bytes(self) -> int:
@@ -73,6 +76,7 @@ class MemoryEstimate:
                 ("key-value cache", self.kv_bytes),
                 ("vision tower", self.vision_bytes),
                 ("activations", activations),
+                ("pictures", self.picture_bytes),
             ]
         parts.append(("process and libraries", self.process_bytes + LIBRARY_BYTES))
         return ", ".join(f"{name} {_mb(size)}" for name, size in parts if size)
@@ -102,7 +106,8 @@ def estimate_memory(package: Package, context: int) -> MemoryEstimate:
             n_elements *= context if axis == "P" else int(axis)
         kv += n_elements * _FLOAT_BYTES
     process = resident_bytes() or RUNTIME_BYTES
-    return MemoryEstimate(process, table, packed, loading, kv, language, tower, vision)
+    pictures = DEFAULT_CACHE_BYTES if package.has_vision else 0
+    return MemoryEstimate(process, table, packed, loading, kv, language, tower, vision, pictures)
 
 
 def check_memory(package: Package, context: int, budget_bytes: int | None) -> MemoryEstimate:

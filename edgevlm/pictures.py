@@ -79,7 +79,7 @@ class PictureEncoder:
         self._spec = spec
         self._tokens_per_tile = tokens_per_tile
         self._record = record
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
         self._lock = threading.Lock()
         self._tasks: dict[PictureKey, _Task] = {}
         self._kept: OrderedDict[PictureKey, Float32] = OrderedDict()
@@ -168,6 +168,6 @@ class PictureEncoder:
     def _keep(self, key: PictureKey, rows: Float32) -> None:
         self._kept[key] = rows
         total = sum(kept.nbytes for kept in self._kept.values())
-        while total > self._cache_bytes and self._kept:
+        while total > self.cache_bytes and self._kept:
             _, dropped = self._kept.popitem(last=False)
             total -= dropped.nbytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,8 @@ SPEC = {
 }
 
 
-def write_composed(path: Path) -> Path:
-    """Writes the directory and returns it."""
+def write_composed(path: Path, **fields: Any) -> Path:
+    """Writes the directory and returns it; `fields` replace those of composed.json."""
     (path / "tower").mkdir(parents=True)
     (path / "tower" / "config.json").write_text(json.dumps({"model_type": "dinov2", "hidden_size": 8}))
     (path / "tower" / "model.safetensors").write_bytes(
@@ -35,5 +36,5 @@ def write_composed(path: Path) -> Path:
     )
     (path / "projector.safetensors").write_bytes(file_of({"mlp.0.weight": np.eye(8, dtype=np.float32)}))
     write_model(path / "language.gguf")
-    (path / "composed.json").write_text(json.dumps(SPEC))
+    (path / "composed.json").write_text(json.dumps({**SPEC, **fields}))
     return path

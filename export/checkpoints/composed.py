@@ -87,6 +87,7 @@ def open_composed(path: Path) -> Contents:
         "model_type": spec.model_type,
         "vision_config": vision.config,
         "text_config": language.config,
+        "image_token": spec.image_token,
         "image_token_id": image_token_id,
         "tile_px": spec.tile_px,
         "max_tiles": spec.max_tiles,

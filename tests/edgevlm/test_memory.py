@@ -17,6 +17,7 @@ from edgevlm.memory import (
     peak_memory_bytes,
     resident_bytes,
 )
+from edgevlm.model import load
 from edgevlm.package import open_package
 from tests.edgevlm.tiny_package import HEAD_DIM, KV_HEADS, LAYERS
 
@@ -37,7 +38,7 @@ def test_the_cache_grows_with_the_context_and_nothing_else_shrinks(tiny: Path) -
 
 
 def test_loading_and_running_are_not_added_up() -> None:
-    running = MemoryEstimate(1, 10, 100, 1000, 2000, 20, 0, 0)
+    running = MemoryEstimate(1, 10, 100, 1000, 2000, 20, 0, 0, 0)
     assert running.new_bytes == LIBRARY_BYTES + 10 + 100 + 2020
     loading = replace(running, kv_bytes=500)
     assert loading.new_bytes == LIBRARY_BYTES + 10 + 100 + 1000
@@ -46,7 +47,17 @@ def test_loading_and_running_are_not_added_up() -> None:
 
 def test_a_language_model_has_no_tower_to_count(tiny_text: Path) -> None:
     estimate = estimate_memory(open_package(tiny_text), 100)
-    assert estimate.vision_activations_bytes == estimate.vision_bytes == 0
+    assert estimate.vision_activations_bytes == estimate.vision_bytes == estimate.picture_bytes == 0
+
+
+def test_pictures_that_are_kept_are_counted_at_their_limit(tiny: Path) -> None:
+    package = open_package(tiny)
+    estimate = estimate_memory(package, 100)
+    with load(tiny, context=100) as model:
+        assert model.encoder is not None and model.encoder.cache_bytes == estimate.picture_bytes > 0
+    without = replace(estimate, picture_bytes=0)
+    assert estimate.running_bytes - without.running_bytes == estimate.picture_bytes
+    assert "pictures" in estimate.describe() and "pictures" not in without.describe()
 
 
 def test_a_budget_is_checked_with_the_numbers(tiny: Path) -> None:

@@ -16,7 +16,7 @@ from edgevlm.backends.native_library import NativeLibrary, library_path
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.backends.session import Cancelled
 from edgevlm.cli.main import main
-from edgevlm.errors import BackendError, ContextFullError, EdgeVLMError, PackageError, UnsupportedModelError, UsageError
+from edgevlm.errors import BackendError, ContextFullError, PackageError, UnsupportedModelError, UsageError
 from edgevlm.model import load
 from edgevlm.package import Package, open_package
 from export import probes
@@ -149,10 +149,17 @@ def test_refusals(package: Package) -> None:
     session.prefill([np.zeros(8, np.int64)], np.arange(8))
 
 
-def test_auto_prefers_the_native_engine(package: Package) -> None:
-    assert isinstance(load(package.path).session, NativeSession)
-    assert isinstance(load(package.path, backend="onnx").session, OnnxSession)
-    assert load(package.path).generate("Hello", max_new_tokens=4).token_ids
+def test_auto_prefers_the_native_engine(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = {}
+    for backend, kind in (("auto", NativeSession), ("native", NativeSession), ("onnx", OnnxSession)):
+        with load(package.path, backend=backend) as model:
+            assert type(model.session) is kind
+            ids[backend] = model.generate("Hello", max_new_tokens=16).token_ids
+    assert ids["auto"] == ids["native"]
+    monkeypatch.setattr("edgevlm.model.library_path", lambda: package.path / "no-library.so")
+    with load(package.path) as model:
+        assert type(model.session) is OnnxSession
+        assert model.generate("Hello", max_new_tokens=16).token_ids == ids["onnx"]
 
 
 def test_uncompiled_packages_are_refused_by_name(tmp_path: Path) -> None:
@@ -212,6 +219,8 @@ def test_a_plan_for_another_version_is_refused(package: Package) -> None:
         plan.write_bytes(whole[:4] + struct.pack("<I", 99) + whole[8:])
         with pytest.raises(PackageError, match="version 99"):
             NativeSession(package, context=64)
+        with pytest.raises(PackageError, match="version 99"):  # refused, and not run in onnxruntime instead
+            load(package.path)
     finally:
         plan.write_bytes(whole)
-    assert issubclass(PackageError, EdgeVLMError)
+    assert np.isfinite(NativeSession(package, context=64).prefill([np.arange(4)], np.arange(4))).all()

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgevlm.errors import PackageError
+from export.archs import arch_spec
 from export.checkpoint import open_checkpoint
 from export.checkpoints.composed import add_special_token
 from tests import tiny
@@ -49,6 +50,18 @@ def test_the_image_token_gets_the_first_free_id(tmp_path: Path) -> None:
     assert tokenizer.encode("a<image>b", add_special_tokens=False).ids[1] == n_tokens
     tokenizer.encode_special_tokens = True
     assert n_tokens not in tokenizer.encode("a<image>b", add_special_tokens=False).ids
+
+
+def test_another_image_token_reaches_the_prompt(tmp_path: Path) -> None:
+    path = write_composed(tmp_path / "composed", image_token="<picture>", vision="dinov2", language="llama")
+    tiny.make_dinov2(path / "dinov2")
+    tiny.make_llama(path / "llama")
+    checkpoint = open_checkpoint(path)
+    tokenizer = Tokenizer.from_str(checkpoint.files["tokenizer.json"].decode())
+    assert tokenizer.token_to_id("<image>") is None
+    prompt = arch_spec(checkpoint.config, checkpoint.files).prompt
+    assert prompt is not None and prompt.image_token == "<picture>"
+    assert prompt.image_token_id == tokenizer.token_to_id("<picture>")
 
 
 def test_an_image_token_that_exists_keeps_its_id() -> None:
