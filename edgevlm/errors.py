@@ -56,3 +56,5 @@ class BackendError(EdgeVLMError):
 
 INTERRUPTED_EXIT_CODE = 130
 """Returned on Ctrl-C (128 + SIGINT)."""
+TERMINATED_EXIT_CODE = 143
+"""Returned on SIGTERM (128 + SIGTERM)."""

@@ -43,6 +43,7 @@ def _exit_codes() -> str:
                 summary = "anything else: a file that cannot be read or written, a defect"
             rows.append((str(value.exit_code), value.__name__, summary))
     rows.append((str(errors.INTERRUPTED_EXIT_CODE), "", "Ctrl-C"))
+    rows.append((str(errors.TERMINATED_EXIT_CODE), "", "SIGTERM; what was half written is removed, as on Ctrl-C"))
     rows.append((str(CLOSED_PIPE_EXIT_CODE), "", "the reader of stdout has gone"))
     lines = ["## Exit codes", "", "| code | error | meaning |", "|---|---|---|"]
     lines += [f"| {code} | {f'`{name}`' if name else ''} | {meaning} |" for code, name, meaning in rows]

@@ -1,10 +1,11 @@
-"""Ctrl-C during an answer: the first one cancels, the second one leaves."""
+"""Ctrl-C during an answer: the first one cancels, the second one leaves. SIGTERM unwinds the program."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -32,3 +33,28 @@ class CancelOnInterrupt:
             raise KeyboardInterrupt
         # in a thread of its own: the interrupted code may hold a lock that `cancel` takes
         threading.Thread(target=self._cancel, daemon=True).start()
+
+
+class Terminated(BaseException):
+    """SIGTERM; no `except Exception` and no handler of Ctrl-C takes it for its own."""
+
+
+@contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Context in which SIGTERM raises Terminated, so that what is half written is removed; a second one kills.
+
+    Does nothing outside the main thread, and where SIGTERM is ignored or handled by someone else.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def raise_terminated(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -10,12 +10,16 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
+from edgevlm.cli.interrupt import Terminated, raising_on_sigterm
 from edgevlm.cli.output import json_object, note
 from edgevlm.cli.parser import build_parser
-from edgevlm.errors import INTERRUPTED_EXIT_CODE, BackendError, EdgeVLMError
+from edgevlm.errors import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, BackendError, EdgeVLMError
 
 CLOSED_PIPE_EXIT_CODE = 141
 """stdout's reader has gone (128 + SIGPIPE), as for a C program in a shell pipeline."""
+
+SIGNAL_EXIT_CODES = (INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE)
+"""The user's wish, not an error."""
 
 EXTRA_OF_MODULE = {
     "onnx": "export",
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal may not know a character of the answer
     try:
         args = build_parser().parse_args(words)
-        with warnings.catch_warnings():
+        with raising_on_sigterm(), warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")  # libraries' remarks on damaged files; what matters is an error
             code: int = args.run(args)
@@ -51,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return _fail("KeyboardInterrupt", "interrupted", INTERRUPTED_EXIT_CODE, as_json)
+    except Terminated:
+        return _fail("Terminated", "terminated", TERMINATED_EXIT_CODE, as_json)
     except BrokenPipeError:
         # The interpreter flushes stdout once more on exit; nothing may be left for it to fail on.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -88,7 +94,7 @@ def _fail(kind: str, message: str, exit_code: int, as_json: bool) -> int:
     if as_json:
         json_object({"error": {"type": kind, "message": one_line, "exit_code": exit_code}})
     else:
-        note(f"edgevlm: error: {one_line}" if exit_code != INTERRUPTED_EXIT_CODE else "edgevlm: interrupted")
+        note(f"edgevlm: {one_line}" if exit_code in SIGNAL_EXIT_CODES else f"edgevlm: error: {one_line}")
     return exit_code
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,3 +103,21 @@ def test_verify(checkpoint: Path, tmp_path: Path, as_json: AsJson, capsys: pytes
     assert main(["verify", str(package), "--source", str(other), "--no-reference"]) == 5
     out, err = capsys.readouterr()
     assert "fail" in out and err.startswith("edgevlm: error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_leaves_nothing_behind(
+    checkpoint: Path, tmp_path: Path, child: Callable[..., subprocess.Popen[str]], number: int, code: int, word: str
+) -> None:
+    process = child("export", checkpoint, "-o", tmp_path / "package", "--no-reference")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".package.*.partial/onnx/*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (code, "", f"edgevlm: {word}\n")
+    assert list(tmp_path.iterdir()) == []

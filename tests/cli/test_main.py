@@ -155,3 +155,15 @@ def test_sigint_ends_with_130() -> None:
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "", "edgevlm: interrupted\n")
     assert time.monotonic() - started < 10
+
+
+def test_sigterm_is_the_callers_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: Any) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        return 0
+
+    monkeypatch.setattr(inspect, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["inspect", "p"]) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
