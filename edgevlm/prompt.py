@@ -154,7 +154,7 @@ def _render(
 
     real, marked = run({}), run({ord(char): mark for char, mark in stand_in.items()})
     text = marked.translate({ord(mark): char for char, mark in stand_in.items()})
-    if text != real and not typed & _markup(tokenizer):
+    if text != real and not typed & tokenizer.markup:
         # The template looked into the text (upper case, say); without a character of markup nothing can be forged.
         text = marked = real
     if as_list:
@@ -179,14 +179,6 @@ def _unused(taken: set[str]) -> Iterator[str]:
         if chr(code) not in taken:
             yield chr(code)
     raise UsageError("the text has more different characters than a prompt can hold (131,000)")
-
-
-def _markup(tokenizer: Tokenizer) -> set[str]:
-    """Characters without which no control token can be written: those that are not of words, or else all of it."""
-    found: set[str] = set()
-    for text in tokenizer.control_texts:
-        found |= {char for char in text if not (char.isalnum() or char.isspace() or char == "_")} or set(text)
-    return found
 
 
 def _replace_at(text: str, marked: str, old: str, new: str) -> str:

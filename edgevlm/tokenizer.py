@@ -74,6 +74,11 @@ class Tokenizer:
         return cls(backend)
 
     @property
+    def backend(self) -> Any:
+        """The `tokenizers` object, for the exporter."""
+        return self._backend
+
+    @property
     def n_vocab(self) -> int:
         """Number of ids, added tokens included."""
         return int(self._backend.get_vocab_size())
@@ -100,12 +105,25 @@ class Tokenizer:
 
     def encode_document(self, text: str) -> list[int]:
         """Returns the ids of `text` with what the tokenizer puts around a whole text (often a BOS)."""
-        mask = self._backend.encode("a", add_special_tokens=True).special_tokens_mask
-        around = self._backend.encode("a", add_special_tokens=True).ids
+        before, after = self.document_ids
+        return [*before, *self.encode(text), *after]
+
+    @property
+    def document_ids(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a whole text."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        mask, around = encoding.special_tokens_mask, [int(token_id) for token_id in encoding.ids]
         n_before = mask.index(0) if 0 in mask else len(mask)
         n_after = mask[::-1].index(0) if 0 in mask else 0
-        after = around[len(around) - n_after :]
-        return [*map(int, around[:n_before]), *self.encode(text), *map(int, after)]
+        return around[:n_before], around[len(around) - n_after :]
+
+    @cached_property
+    def markup(self) -> frozenset[str]:
+        """Characters without which no control token can be written: those that are not of words, or else all of it."""
+        found: set[str] = set()
+        for text in self.control_texts:
+            found |= {char for char in text if not (char.isalnum() or char.isspace() or char == "_")} or set(text)
+        return frozenset(found)
 
     def encode_tokens(self, text: str) -> list[Token]:
         """Returns the tokens of `text`, control tokens recognised, with the characters each stands for."""
@@ -122,7 +140,7 @@ class Tokenizer:
         encoding = _encoding(backend, text)
         ids = [self._plain_ids.get(token_id, int(token_id)) for token_id in encoding.ids]
         for token_id, (start, end) in zip(ids, encoding.offsets, strict=True):
-            if token_id in self._forbidden_ids:
+            if token_id in self.forbidden_ids:
                 # A Unigram vocabulary can spell a control token out of plain characters. Cut in two, it cannot.
                 if end - start < 2:
                     raise UsageError(f"the text has {text[start:end]!r}, which this model can only read as control")
@@ -189,7 +207,7 @@ class Tokenizer:
         return backend
 
     @cached_property
-    def _forbidden_ids(self) -> frozenset[int]:
+    def forbidden_ids(self) -> frozenset[int]:
         """Control tokens, but the one that stands for unknown characters (often special) is what plain text may give.
 
         A Unigram model does not tell its name, so a character that no vocabulary has is tried.
