@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.errors import BackendError, PackageError, UnsupportedModelError, UsageError
+from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
 from export.checkpoints.composed import COMPOSED_NAME, open_composed
 from export.checkpoints.gguf_model import open_gguf
-from export.checkpoints.snapshot import CARRIED_FILES, INDEX, open_snapshot, snapshot_name
+from export.checkpoints.hub import hub_snapshot
+from export.checkpoints.snapshot import open_snapshot, snapshot_name
 from export.checkpoints.source import Contents, TensorInfo
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
@@ -115,31 +116,10 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         raise PackageError(f"{path} is neither a directory, nor a .gguf file, nor a composed checkpoint (.json).")
     match = _HUB_ID.fullmatch(str(source))
     if match and not path.exists():
-        return Checkpoint(open_snapshot(_download(match[1], match[2])), str(source))
+        return Checkpoint(open_snapshot(hub_snapshot(match[1], match[2])), str(source))
     raise PackageError(
         f"{source} does not exist; give a snapshot directory, a .gguf file, a composed .json or a Hub id."
     )
-
-
-def _download(repository: str, revision: str | None) -> Path:
-    """The snapshot directory of a Hub repository, in huggingface_hub's cache."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise BackendError(
-            f"there is no directory {repository!r}, and reading it from the Hub needs huggingface_hub: "
-            "pip install 'edgevlm[hub]'."
-        ) from None
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=[*CARRIED_FILES, INDEX, "*.safetensors"])
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise PackageError(
-            f"there is no directory {repository!r}, and it could not be fetched from the Hub: {reason[0]} "
-            "Check the name and the network, or download the snapshot yourself and give its directory."
-        ) from None
 
 
 def _listed(names: set[str]) -> str:

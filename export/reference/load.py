@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import PackageError, UnsupportedModelError
+from export.checkpoints.hub import hub_snapshot
 from export.reference.bluelm_v import load_bluelm_v, load_composed
 from export.reference.idefics3 import load_idefics3
 from export.reference.language import load_gguf, load_language
@@ -57,10 +58,8 @@ def _load(source: str | Path) -> Parts:
 
 def _downloaded(source: str) -> Path:
     """The snapshot of a Hub id that opening the checkpoint has downloaded."""
-    from huggingface_hub import snapshot_download
-
     name, _, revision = source.partition("@")
-    return Path(snapshot_download(name, revision=revision or None, local_files_only=True))
+    return hub_snapshot(name, revision or None, cached_only=True)
 
 
 _LOADERS: dict[str, Callable[[Path, Mapping[str, Any]], Parts]] = {

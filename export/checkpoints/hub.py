@@ -1,0 +1,60 @@
+"""Snapshots of Hub repositories, through huggingface_hub and its cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgevlm.errors import BackendError, PackageError
+from export.checkpoints.snapshot import CARRIED_FILES, INDEX
+
+PATTERNS = (*CARRIED_FILES, INDEX, "*.safetensors")
+"""What is fetched of a repository."""
+
+
+def hub_snapshot(repository: str, revision: str | None, *, cached_only: bool = False) -> Path:
+    """Returns the snapshot directory of `repository` at `revision` (default: main), fetched when it is not cached.
+
+    Raises BackendError without huggingface_hub, PackageError when the repository cannot be had.
+    """
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError:
+        raise BackendError(
+            f"there is no directory {repository!r}, and reading it from the Hub needs huggingface_hub: "
+            "pip install 'edgevlm[hub]'."
+        ) from None
+    try:
+        found = snapshot_download(
+            repository, revision=revision, allow_patterns=list(PATTERNS), local_files_only=cached_only
+        )
+    except errors.GatedRepoError:
+        reason = "it is gated. Ask for access on its page, then log in: hf auth login."
+    except errors.RepositoryNotFoundError:
+        reason = "there is no such repository, or it is private. Check the name, or log in: hf auth login."
+    except errors.RevisionNotFoundError:
+        reason = f"it has no revision {revision!r}."
+    except errors.EntryNotFoundError as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            cause = _first_line(error.__cause__ or error)
+            reason = f"the Hub does not answer ({cause}), and the cache does not hold all of it. Check the network."
+        else:
+            reason = f"a file that it lists is not there ({_last_line(error)}). Try again, or give another revision."
+    # Which errors of its HTTP library come through depends on the version of huggingface_hub.
+    except Exception as error:  # noqa: BLE001
+        reason = f"{_first_line(error)}. Try again: what has arrived is kept."
+    else:
+        return Path(found)
+    raise PackageError(
+        f"there is no directory {repository!r}, and it could not be fetched from the Hub: {reason} "
+        "A snapshot that you download yourself can be given as a directory."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].rstrip(".")
