@@ -30,7 +30,7 @@ from edgevlm.package import Package, open_package
 from edgevlm.tokenizer import Tokenizer
 from export.archs import arch_spec
 from export.checkpoint import open_checkpoint
-from export.divergence import DivergenceMeter
+from export.divergence import Bound, DivergenceMeter
 from export.pipeline import ExportOptions, export_package
 
 TEXT = Path(__file__).resolve().parents[2] / "assets" / "text" / "devils-dictionary.txt"
@@ -128,7 +128,7 @@ def measure(checkpoint: str, schemes: list[str], n_windows: int, scratch: Path) 
         package = open_package(export_package(checkpoint, scratch / "package", options_for(scheme, checkpoint)))
         export_s = time.perf_counter() - started
         windows = windows_of(package, n_windows)
-        decoder, meter, total = Decoder(package), DivergenceMeter(), 0.0
+        decoder, meter, total = Decoder(package), DivergenceMeter(Bound(0.0, 0.0)), 0.0
         if teacher is None:
             shape = (len(windows), n_rows, package.manifest.decoder.vocab_size)
             teacher = np.memmap(scratch / "teacher.f32", np.float32, "w+", shape=shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,18 @@ from edgevlm.errors import UsageError
 from edgevlm.package import Package
 from edgevlm.spec import ParityEntry
 from export import fidelity
-from export.divergence import BOUNDS, DivergenceMeter, bound_for, token_cosines
+from export.divergence import BOUNDS, Bound, DivergenceMeter, bound_for, token_cosines
 from export.quant.scheme import parse_language_scheme
-from tests import tiny
-from tests.tolerances import TINY_MEAN_KL
+from tests import tiny, weights
+from tests.tolerances import REAL_MEAN_KL, REAL_TOP1, TINY_MEAN_KL, TINY_TOP1
 from tests.verify_case import CONTEXT, build_package, corrupt, session_of
 
 N_POSITIONS = 300
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_bluelm_v(tmp_path_factory.mktemp("source"))
+@pytest.fixture(scope="module", params=["bluelm_v", "smolvlm"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.MAKERS[request.param](tmp_path_factory.mktemp("source") / request.param)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,9 @@ def test_healthy_schemes_pass(scheme: str, source: Path, teacher: fidelity.Teach
     assert kl.value is not None and kl.detail.split()[0].isdigit() and int(kl.detail.split()[0]) >= N_POSITIONS
     if scheme in TINY_MEAN_KL:
         assert kl.value <= TINY_MEAN_KL[scheme].bound
+    if scheme in TINY_TOP1:
+        top1 = entries["text", "top-1 agreement"].value
+        assert top1 is not None and top1 >= TINY_TOP1[scheme].bound
 
 
 @pytest.mark.parametrize(
@@ -69,6 +73,8 @@ def test_faults_fail(scheme: str, fault: str, source: Path, teacher: fidelity.Te
     assert corrupt(package, fault) == 2 * 7 + 1  # the head too; the embedding is read from the same bytes
     entries = by_name(fidelity.compare_student(session_of(package), package, teacher))
     assert entries["text", "mean KL"].status == "fail", entries["text", "mean KL"]
+    assert entries["text", "top-1 agreement"].status == "fail", entries["text", "top-1 agreement"]
+    assert entries["picture prompts", "mean KL"].status == "fail", entries["picture prompts", "mean KL"]
 
 
 class NoisyTower(OnnxSession):
@@ -93,7 +99,7 @@ def test_kl_is_that_of_the_definition() -> None:
     teacher, student = random.standard_normal((2, 40, 50)).astype(np.float32) * 3
     p = np.exp(teacher.astype(np.float64)) / np.exp(teacher.astype(np.float64)).sum(1, keepdims=True)
     q = np.exp(student.astype(np.float64)) / np.exp(student.astype(np.float64)).sum(1, keepdims=True)
-    meter = DivergenceMeter()
+    meter = DivergenceMeter(bound_for("w8"))
     meter.add(teacher[:13], student[:13])
     meter.add(teacher[13:], student[13:])
     assert meter.n_positions == 40
@@ -103,7 +109,7 @@ def test_kl_is_that_of_the_definition() -> None:
 
 def test_kl_of_equal_and_of_infinite_logits() -> None:
     logits = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
-    meter = DivergenceMeter()
+    meter = DivergenceMeter(bound_for("w8"))
     meter.add(logits, logits)
     assert meter.mean_kl == 0 and meter.top1 == 1
     broken = logits.copy()
@@ -136,8 +142,101 @@ def test_bounds_tighten_with_bits_and_unknown_schemes_are_refused() -> None:
         bound_for("w3g32")
 
 
+def logits_of(spread: float, n_rows: int = 400, vocab: int = 500, seed: int = 1) -> Float32:
+    return (spread * np.random.default_rng(seed).standard_normal((n_rows, vocab))).astype(np.float32)
+
+
+def compared(teacher: Float32, noise: float, bound: Bound) -> dict[str, str]:
+    """The status of a student that is the teacher with noise of `noise` times its spread."""
+    meter = DivergenceMeter(bound)
+    meter.add(teacher, teacher + logits_of(noise * float(teacher.std()), len(teacher), teacher.shape[1], seed=2))
+    return {entry.metric: entry.status for entry in fidelity.divergence_entries("text", ("w4g32",), meter)}
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
+def test_flat_teachers_allow_the_noise_of_the_scheme_and_no_more(spread: float) -> None:
+    bound, teacher = bound_for("w4g32"), logits_of(spread)
+    assert compared(teacher, 0.9 * bound.noise, bound) == {"mean KL": "pass", "top-1 agreement": "pass"}
+    assert compared(teacher, 1.8 * bound.noise, bound) == {"mean KL": "fail", "top-1 agreement": "fail"}
+
+
+def test_a_decided_teacher_must_be_agreed_with() -> None:
+    """Logits as a trained model has them, one far above the rest: noise explains no other choice."""
+    flat = logits_of(1.0)
+    decided = flat.copy()
+    decided[np.arange(len(decided)), np.arange(len(decided)) % 7] += 12
+    student = decided.copy()
+    student[:40] = np.roll(student[:40], 1, axis=1)  # a tenth of the positions names another token
+    meters = {}
+    for name, teacher in (("flat", flat), ("decided", decided)):
+        meters[name] = DivergenceMeter(bound_for("w4g32"))
+        meters[name].add(teacher, student)
+    assert meters["flat"].smallest_top1 < 0.5 < 0.95 < meters["decided"].smallest_top1
+    assert meters["decided"].top1 == 0.9
+    assert fidelity.divergence_entries("text", ("w4g32",), meters["decided"])[1].status == "fail"
+
+
+def test_kl_is_capped_however_wide_the_logits_are() -> None:
+    meter = DivergenceMeter(bound_for("w4g32"))
+    meter.add(logits_of(20.0), logits_of(20.0))
+    assert meter.largest_mean_kl == pytest.approx(bound_for("w4g32").mean_kl)
+
+
+def test_a_model_that_repeats_itself_gives_few_independent_positions() -> None:
+    rows = logits_of(1.0, n_rows=3)
+    short, repeated = DivergenceMeter(bound_for("w4g32")), DivergenceMeter(bound_for("w4g32"))
+    short.add(logits_of(1.0, 300), logits_of(1.0, 300))
+    repeated.add(np.tile(rows, (100, 1)), np.tile(rows, (100, 1)))
+    assert repeated.smallest_top1 < short.smallest_top1
+
+
+def test_the_table_of_limits_is_that_of_the_code() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "quantisation.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(\S+)` \| ([\d.]+) \| ([\d.]+) \|$", page.partition("## What fails an export")[2], re.MULTILINE
+    )
+    assert len(rows) == len(BOUNDS) - 1  # fp32 is no quantisation
+    for scheme, mean_kl, noise in rows:
+        assert bound_for(scheme) == Bound(float(mean_kl), float(noise))
+
+
 def test_windows_do_not_depend_on_the_model_but_its_context(source: Path, tmp_path: Path) -> None:
     package: Package = build_package(source, tmp_path)
     windows = fidelity.text_windows(package, 1000)
     assert sum(len(window.ids) - window.skip for window in windows) >= 1000
     assert all(len(window.ids) <= fidelity.WINDOW_TOKENS for window in windows)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, fidelity.Teacher]:
+    source = weights.smollm2_135m()
+    package = build_package(source, tmp_path_factory.mktemp("fp32"))
+    session = OnnxSession(package, context=fidelity.WINDOW_TOKENS)
+    return source, fidelity.run_teacher(session, package, tmp_path_factory.mktemp("logits"), 512)
+
+
+def real_entries(real: tuple[Path, fidelity.Teacher], package: Package) -> dict[tuple[str, str], ParityEntry]:
+    session = OnnxSession(package, context=fidelity.WINDOW_TOKENS)
+    return by_name(fidelity.compare_student(session, package, real[1]))
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("scheme", ["w8", "w4g32"])
+def test_a_real_model_passes_strict_bounds(scheme: str, real: tuple[Path, fidelity.Teacher], tmp_path: Path) -> None:
+    entries = real_entries(real, build_package(real[0], tmp_path, scheme))
+    kl, top1 = entries["text", "mean KL"], entries["text", "top-1 agreement"]
+    assert kl.status == top1.status == "pass"
+    assert kl.value is not None and top1.value is not None and kl.bound is not None and top1.bound is not None
+    assert kl.value <= REAL_MEAN_KL[scheme].bound and kl.bound <= REAL_MEAN_KL[scheme].bound * 1.001
+    assert top1.value >= REAL_TOP1[scheme].bound and top1.bound >= REAL_TOP1[scheme].bound - 0.1
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("fault", ["transposed scales", "codes off by one"])
+def test_a_fault_in_one_layer_of_a_real_model_fails(
+    fault: str, real: tuple[Path, fidelity.Teacher], tmp_path: Path
+) -> None:
+    package = build_package(real[0], tmp_path, "w4g32")
+    assert corrupt(package, fault, "layers.0") == 7
+    entries = real_entries(real, package)
+    assert entries["text", "mean KL"].status == entries["text", "top-1 agreement"].status == "fail", entries
