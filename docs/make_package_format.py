@@ -26,6 +26,7 @@ stands in `edgevlm.json`, and nothing is inferred from names, shapes or pixel va
 | `edgevlm.json` | the manifest: every field below |
 | `onnx/` | the graphs, each with its `.onnx_data` beside it |
 | `tokenizer.json`, `tokenizer_config.json`, ... | the checkpoint's own files, unchanged |
+| `device/` | the tokenizer's tables and the compiled chat template, which phones read instead |
 | `README.md` | the model card, with the numbers of the verification |
 
 The suffix of a graph file names its scheme: `_q4` for every 4-bit scheme, `_int8`, `_fp16`, none for fp32. A language

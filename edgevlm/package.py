@@ -114,6 +114,12 @@ def open_package(path: str | Path) -> Package:
         _check_graph(root, graph, sizes)
     for entry in manifest.compiled:
         _check_compiled(root, entry, sizes)
+    if manifest.device is not None:
+        for relative in (manifest.device.tokenizer, manifest.device.chat):
+            if relative is not None and relative not in sizes:
+                raise PackageError(
+                    f"{root / MANIFEST_NAME}: 'device' names {relative!r}, which 'files' lacks; export it again"
+                )
     return package
 
 

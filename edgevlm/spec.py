@@ -190,6 +190,18 @@ class ParityEntry:
 
 
 @dataclass(frozen=True)
+class DeviceEntry:
+    """What a phone reads instead of tokenizer.json and the chat template (android_demo/library)."""
+
+    tokenizer: str | None
+    """Path of the tokenizer's tables; null when a phone cannot do what the tokenizer asks for."""
+    chat: str | None
+    """Path of the compiled chat template, likewise."""
+    missing: tuple[str, ...] = ()
+    """Why a file is not there, one sentence each."""
+
+
+@dataclass(frozen=True)
 class CompiledEntry:
     """The package's decoder in the native engine's form for one architecture ('x86_64' or 'arm64')."""
 
@@ -227,3 +239,4 @@ class Manifest:
     parity: tuple[ParityEntry, ...]
     files: tuple[FileEntry, ...]
     compiled: tuple[CompiledEntry, ...] = ()
+    device: DeviceEntry | None = None

@@ -22,6 +22,7 @@ from export import card, verify
 from export.archs import arch_spec
 from export.archspec import ArchSpec, LMSpec
 from export.checkpoint import Checkpoint, open_checkpoint
+from export.device.files import device_files
 from export.graphs.build import BuildResult, build_model
 from export.quant import mix, sensitivity
 from export.quant.rules import DEFAULT_VISION, QuantPlan, Rule, default_language_scheme
@@ -97,6 +98,7 @@ def export_package(
         for relative, data in _carried_files(checkpoint, options).items():
             writer.write(relative, data)
         manifest = _manifest(name, checkpoint, spec, plan, built, writer.files(_bytes_hashed(writer, progress)))
+        manifest = _with_device_files(manifest, writer)
         manifest = _verified(manifest, writer, source, options, progress)
         base_model = checkpoint.source if "/" in checkpoint.source else None
         writer.write(CARD_NAME, card.model_card(manifest, base_model=base_model).encode("utf-8"))
@@ -219,6 +221,18 @@ def _manifest(
         parity=(),
         files=files,
     )
+
+
+def _with_device_files(manifest: Manifest, writer: PackageWriter) -> Manifest:
+    """Writes what phones read; what they cannot do stands in the manifest and is told."""
+    if not any(entry.path == "tokenizer.json" for entry in manifest.files):
+        return manifest
+    files, entry = device_files(Package(writer.directory, manifest))
+    for relative, data in files.items():
+        writer.write(relative, data)
+    for reason in entry.missing:
+        LOG.warning("not for phones: %s", reason)
+    return replace(manifest, device=entry, files=writer.files())
 
 
 def _decoder(built: BuildResult) -> DecoderSpec:

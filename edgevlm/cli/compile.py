@@ -35,8 +35,10 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Compiles; returns the exit code."""
     from export import probes
+    from export.device.files import add_device_files
     from tvm_schedules.compile import compile_package
 
+    add_device_files(args.package)
     with ProgressBar() as progress:
         entry = compile_package(args.package, args.target, probes.text(), progress)
     if args.json:

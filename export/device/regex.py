@@ -170,7 +170,9 @@ class _Parser:
         return low, high
 
     def _piece(self, ignore_case: bool) -> tuple[object, ...]:
-        if self._take("(?:") or (self._peek() == "(" and not self.pattern.startswith("(?", self.at) and self._take("(")):
+        if self._take("(?:") or (
+            self._peek() == "(" and not self.pattern.startswith("(?", self.at) and self._take("(")
+        ):
             return self._group(ignore_case)
         if self._take("(?i:"):
             return self._group(True)
@@ -297,7 +299,9 @@ def _isolated(name: str) -> Bools:
     """Returns for every code point whether the pre-tokenizer `name` cuts it out of letters around it."""
     from tokenizers import pre_tokenizers
 
-    split = pre_tokenizers.Digits(individual_digits=True) if name == "Digits" else pre_tokenizers.Punctuation("isolated")
+    split = (
+        pre_tokenizers.Digits(individual_digits=True) if name == "Digits" else pre_tokenizers.Punctuation("isolated")
+    )
     members = np.zeros(N_CODE_POINTS, np.bool_)
     for points in _PROBED:
         for _, (start, end) in split.pre_tokenize_str("a" + "".join(f"{chr(point)}a" for point in points)):
@@ -335,7 +339,7 @@ def _determinise(nodes: list[_Node], start: int, members: list[Bools], pattern: 
     columns: list[int | None] = [*kinds.tolist(), None]
     states: dict[tuple[int, ...], int] = {(): DEAD, (start,): 1}
     table = [[DEAD] * len(columns)]
-    pending = [(start,)]
+    pending: list[tuple[int, ...]] = [(start,)]
     for state in pending:
         row = []
         for column in columns:

@@ -1,7 +1,7 @@
 """The container of device/tokenizer.bin: named sections of little-endian numbers, 8-byte aligned, read in place.
 
-Layout: magic, version and count as u32; per section a 24-byte name padded with zeros, offset and size in bytes as u64; then
-the sections.
+Layout: magic, version and count as u32; per section a 24-byte name padded with zeros, offset and size in bytes as u64;
+then the sections.
 """
 
 from __future__ import annotations

@@ -255,7 +255,9 @@ def _added(tokenizer: Tokenizer, state: Step) -> list[Step]:
     found = []
     for token in state["added_tokens"]:
         if token["single_word"]:
-            raise UnsupportedModelError(f"the added token {token['content']!r} is 'single_word', which a device cannot do")
+            raise UnsupportedModelError(
+                f"the added token {token['content']!r} is 'single_word', which a device cannot do"
+            )
         is_normalized = token["normalized"] and normalizer is not None
         found.append(
             {

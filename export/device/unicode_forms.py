@@ -44,7 +44,9 @@ def form_tables(form: str) -> FormTables:
     libraries = {name: getattr(normalizers, name.upper())() for name in FORMS}
     compatible = "k" if "k" in form else ""
     decomposed = _each(libraries[f"nf{compatible}d"])
-    points, offsets, texts = [], [0], []
+    points: list[int] = []
+    offsets: list[int] = [0]
+    texts: list[int] = []
     for point, text in sorted(decomposed.items()):
         if text != chr(point) and point not in HANGUL:
             points.append(point)
@@ -64,7 +66,7 @@ def form_tables(form: str) -> FormTables:
 
 def _each(normalizer: object) -> dict[int, str]:
     """Returns what a normalizer makes of each character alone. A line break keeps neighbours apart."""
-    result = {}
+    result: dict[int, str] = {}
     for points in _ASSIGNED:
         text = normalizer.normalize_str(_SEPARATOR.join(map(chr, points)))  # type: ignore[attr-defined]
         single = [point for point in points if point != ord(_SEPARATOR)]
