@@ -64,3 +64,30 @@ def _maddubs_signed(acc: Expr, w: Expr, x: Expr) -> Expr:
     negative = signed < zero
     magnitude = tirx.Select(negative, zero - signed, signed)
     return acc + _madd_pairs(magnitude, tirx.Select(negative, zero - x, x))
+
+
+def pair_dot(variant: Variant) -> DotFunction:
+    """Returns `dot(acc, a, b)`: int32 lanes `acc` + the products of the two int16 neighbours of each lane, summed."""
+    table: dict[str, DotFunction] = {
+        "vpdpbusd512": _vpdpwssd(16),
+        "vpdpbusd256": _vpdpwssd(8),
+        "maddubs256": _pmaddwd,
+    }
+    return table[variant.dot]
+
+
+def _vpdpwssd(lanes: int) -> DotFunction:
+    from tvm import tirx
+
+    name = f"llvm.x86.avx512.vpdpwssd.{lanes * 32}"
+
+    def dot(acc: Expr, a: Expr, b: Expr) -> Expr:
+        return tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, acc, a, b)
+
+    return dot
+
+
+def _pmaddwd(acc: Expr, a: Expr, b: Expr) -> Expr:
+    from tvm import tirx
+
+    return acc + tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", a, b)

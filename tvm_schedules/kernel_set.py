@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_schedules.attention.attend import attend, merge
-from tvm_schedules.attention.cache import append
+from tvm_schedules.attention.attend_codes import attend_codes
+from tvm_schedules.attention.cache import KVBits, append, form_name
 from tvm_schedules.elementwise.embed import embed
 from tvm_schedules.elementwise.quantise_rows import Norm, quantise_rows
 from tvm_schedules.gemm.weight_codes import gemm
@@ -14,6 +15,8 @@ from tvm_schedules.targets import Variant
 GROUPS = (32, 64, 128)
 HEAD_DIMS = (64, 128)
 NORMS: tuple[Norm, ...] = ("none", "rms", "layer")
+KV_FORMS: tuple[tuple[KVBits, KVBits], ...] = ((8, 8), (8, 4), (4, 8), (4, 4), (32, 32))
+"""Bits of keys and of values; 32 is float."""
 CODES = ((4, False), (4, True), (8, False))
 """(bits, zero point) of weight codes."""
 
@@ -37,8 +40,21 @@ def kernel_set(variant: Variant) -> dict[str, Any]:
                 kernels[f"gemm_{code}_{tile_name}"] = gemm(variant, tile, bits, group, zero_point)
                 kernels[f"gemm_{code}_swiglu_{tile_name}"] = gemm(variant, tile, bits, group, zero_point, swiglu=True)
     for head_dim in HEAD_DIMS:
-        for kv in ("int8", "float32"):
-            kernels[f"append_e{head_dim}_{kv}"] = append(variant, head_dim, kv)
-            kernels[f"attend_e{head_dim}_{kv}"] = attend(variant, head_dim, kv, variant.attend_rows)
-        kernels[f"merge_e{head_dim}"] = merge(variant, head_dim)
+        kernels |= attention_kernels(variant, head_dim)
+    return kernels
+
+
+def attention_kernels(variant: Variant, head_dim: int) -> dict[str, Any]:
+    """The part of `kernel_set` that serves heads of `head_dim` channels."""
+    kernels: dict[str, Any] = {f"merge_e{head_dim}": merge(variant, head_dim)}
+    tiles = {"prefill": variant.attend_rows, "decode": variant.attend_decode_rows}
+    for key_bits, value_bits in KV_FORMS:
+        name = f"e{head_dim}_{form_name(key_bits, value_bits)}"
+        kernels[f"append_{name}"] = append(variant, head_dim, key_bits, value_bits)
+        for tile, rows in tiles.items():
+            kernels[f"attend_{name}_{tile}"] = (
+                attend(variant, head_dim, variant.attend_decode_rows)
+                if key_bits == 32
+                else attend_codes(variant, head_dim, key_bits, value_bits, rows)
+            )
     return kernels

@@ -42,7 +42,9 @@ class Variant:
     """For 2 to `batch_tile.rows` rows: drafted tokens."""
     decode_tile: Tile
     attend_rows: int
-    """Query rows that share a load of keys in attention."""
+    """Query rows that share a load of keys in attention of many rows."""
+    attend_decode_rows: int
+    """The same for few rows, and for a float cache."""
 
 
 _LINUX_X86 = "x86_64-unknown-linux-gnu"
@@ -54,11 +56,11 @@ _ANDROID = "aarch64-unknown-linux-android24"
 VARIANTS: tuple[Variant, ...] = (
     Variant("avx512vnni", "x86_64", _LINUX_X86, "x86-64-v4", ("+avx512vnni",),
             ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"), "vpdpbusd512", 16,
-            Tile(8, 2, 1), Tile(4, 2, 2), Tile(1, 4, 4), 3),
+            Tile(8, 2, 1), Tile(4, 2, 2), Tile(1, 4, 4), 8, 3),
     Variant("avxvnni", "x86_64", _LINUX_X86, "x86-64-v3", ("+avxvnni",),
-            ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 3),
+            ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 6, 3),
     Variant("avx2", "x86_64", _LINUX_X86, "x86-64-v3", (),
-            ("avx2", "fma", "f16c"), "maddubs256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 3),
+            ("avx2", "fma", "f16c"), "maddubs256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 6, 3),
 )
 
 BY_NAME: dict[str, Variant] = {variant.name: variant for variant in VARIANTS}

@@ -26,14 +26,14 @@ def host_variants() -> list[Variant]:
 
 
 def compile_kernels(functions: Mapping[str, Any], variant: Variant, directory: Path) -> ctypes.CDLL:
-    """Builds `functions` into a library of their own and checks that it needs nothing."""
+    """Builds `functions` into a library of their own and checks that it needs nothing of TVM's."""
     pytest.importorskip("tvm", reason="apache-tvm is not installed")
     from tvm_schedules.codegen import build_object
 
     stem = directory / variant.name
     build_object(functions, variant, stem.with_suffix(".o"))
     undefined = subprocess.run(["nm", "-u", stem.with_suffix(".o")], capture_output=True, text=True, check=True).stdout
-    assert undefined.strip() == ""
+    assert set(undefined.replace(" U ", "").split()) <= {"memset", "memcpy"}  # what a compiler may call anywhere
     subprocess.run(["cc", "-shared", "-o", stem.with_suffix(".so"), stem.with_suffix(".o")], check=True)
     return ctypes.CDLL(str(stem.with_suffix(".so")))
 

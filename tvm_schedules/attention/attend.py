@@ -1,4 +1,4 @@
-"""Softmax attention of query rows over a range of the cache, and the merge of partial results.
+"""Softmax attention of query rows over a range of a float cache, and the merge of partial results.
 
 A row is one (token, query head) pair of a KV head: the query heads of a group share every key and value that is read.
 A range of keys leaves, per row, the unnormalised sum o, its running maximum m and sum l; because rescaling is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from tvm_schedules.attention.cache import TOKENS, KVType
+from tvm_schedules.attention.cache import TOKENS
 from tvm_schedules.targets import Variant
 from tvm_schedules.vectors import exp, reduce_lanes
 
@@ -20,15 +20,17 @@ LOWEST = -1e30
 """Score of a masked key: finite, so that a tile without valid keys still gives e^0 times a later factor of 0."""
 
 
-def attend(variant: Variant, head_dim: int, kv: KVType, row_tile: int) -> Any:
+def attend(variant: Variant, head_dim: int, row_tile: int) -> Any:
     """Builds the PrimFunc.
 
-    C signature: (q f32*, keys, key_scales f32*, values, value_scales f32*, partial f32*, heads, kv_heads, q_stride,
-    capacity, n_past, window, kv_head, row_begin, row_end, key_begin, key_end). q is (T, q_stride) with query head h at
-    h * E, already rotated and scaled. Rows row_begin.. are counted inside the KV head, token-major (row = token *
-    (H/G) + head in the group); a row of token t sees keys max(0, n_past + t + 1 - window) .. n_past + t inclusive,
-    inside [key_begin, key_end), with key_begin a multiple of 64; window <= 0 means no window. Without causality pass
-    n_past = key_end. partial is (rows, E + 2), written at row - row_begin: o, then m and l.
+    C signature: (q f32*, keys, key_scales f32*, values, value_scales f32*, tree s32*, partial f32*, heads, kv_heads,
+    q_stride, capacity, n_past, tree_rows, window, kv_head, row_begin, row_end, key_begin, key_end). q is (T, q_stride)
+    with query head h at h * E, already rotated and scaled. Rows row_begin.. are counted inside the KV head, token-major
+    (row = token * (H/G) + head in the group); a row of token t sees keys max(0, n_past + t + 1 - window) .. n_past + t
+    inclusive, inside [key_begin, key_end), with key_begin a multiple of 64; window <= 0 means no window. Without
+    causality pass n_past = key_end. With tree_rows > 0 (at most 31 drafted tokens) token t sees the keys before n_past
+    and of the drafted ones those whose bit is set in tree[t], its own among them; its position is n_past + the number
+    of bits - 1. partial is (rows, E + 2), written at row - row_begin: o, then m and l. The scales are not read here.
     """
     from tvm import tirx
     from tvm.script import tirx as T
@@ -36,18 +38,9 @@ def attend(variant: Variant, head_dim: int, kv: KVType, row_tile: int) -> Any:
     lanes = min(variant.lanes, TOKENS)
     parts = KV_TILE // lanes
     channels = head_dim // lanes
-    int8 = kv == "int8"
-    vector = f"float32x{lanes}"
 
     def splat(value: Any) -> Any:
         return tirx.Broadcast(value, lanes)
-
-    def load(buffer: Any, offset: Any) -> Any:
-        raw = buffer.vload([offset], f"{kv}x{lanes}")
-        return tirx.Cast(vector, raw) if int8 else raw
-
-    def scaled(scores: Any, scales: Any, offset: Any) -> Any:
-        return scores * scales.vload([offset], vector) if int8 else scores
 
     def masked(scores: Any, first_key: Any, low: Any, high: Any) -> Any:
         index = tirx.Ramp(first_key, 1, lanes)
@@ -56,17 +49,18 @@ def attend(variant: Variant, head_dim: int, kv: KVType, row_tile: int) -> Any:
 
     @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def kernel(
-        q_ptr: T.ptr("float32"), keys_ptr: T.ptr(kv), key_scales_ptr: T.ptr("float32"), values_ptr: T.ptr(kv),
-        value_scales_ptr: T.ptr("float32"), partial_ptr: T.ptr("float32"),
-        heads: T.int32, kv_heads: T.int32, q_stride: T.int32, capacity: T.int32, n_past: T.int32, window: T.int32,
-        kv_head: T.int32, row_begin: T.int32, row_end: T.int32, key_begin: T.int32, key_end: T.int32,
+        q_ptr: T.ptr("float32"), keys_ptr: T.ptr("float32"), key_scales_ptr: T.ptr("float32"),
+        values_ptr: T.ptr("float32"), value_scales_ptr: T.ptr("float32"), tree_ptr: T.ptr("int32"),
+        partial_ptr: T.ptr("float32"),
+        heads: T.int32, kv_heads: T.int32, q_stride: T.int32, capacity: T.int32, n_past: T.int32, tree_rows: T.int32,
+        window: T.int32, kv_head: T.int32, row_begin: T.int32, row_end: T.int32, key_begin: T.int32,
+        key_end: T.int32,
     ):
         T.func_attr({"tirx.noalias": True})
         Q = T.decl_buffer((1 << 30,), "float32", data=q_ptr)
-        KEYS = T.decl_buffer((kv_heads * capacity * head_dim,), kv, data=keys_ptr)
-        KEY_SCALES = T.decl_buffer((kv_heads * capacity,), "float32", data=key_scales_ptr)
-        VALUES = T.decl_buffer((kv_heads * capacity * head_dim,), kv, data=values_ptr)
-        VALUE_SCALES = T.decl_buffer((kv_heads * capacity,), "float32", data=value_scales_ptr)
+        KEYS = T.decl_buffer((kv_heads * capacity * head_dim,), "float32", data=keys_ptr)
+        VALUES = T.decl_buffer((kv_heads * capacity * head_dim,), "float32", data=values_ptr)
+        TREE = T.decl_buffer((64,), "int32", data=tree_ptr)
         PARTIAL = T.decl_buffer(((row_end - row_begin) * (head_dim + 2),), "float32", data=partial_ptr)
         group: T.int32 = heads // kv_heads
         scores = T.alloc_buffer((row_tile, KV_TILE), "float32")
@@ -81,8 +75,11 @@ def attend(variant: Variant, head_dim: int, kv: KVType, row_tile: int) -> Any:
             for r in T.unroll(row_tile):
                 row: T.int32 = T.min(row_begin + tile * row_tile + r, row_end - 1)
                 offsets[r] = row // group * q_stride + (kv_head * group + row % group) * head_dim
-                limits[r] = T.min(n_past + row // group + 1, key_end)
-                lows[r] = T.if_then_else(window > 0, T.max(n_past + row // group + 1 - window, 0), 0)
+                position: T.int32 = n_past + T.if_then_else(
+                    tree_rows > 0, T.popcount(TREE[T.if_then_else(tree_rows > 0, row // group, 0)]) - 1, row // group
+                )
+                limits[r] = T.min(T.if_then_else(tree_rows > 0, n_past + tree_rows, position + 1), key_end)
+                lows[r] = T.if_then_else(window > 0, T.max(position + 1 - window, 0), 0)
                 top[r] = T.float32(LOWEST)
                 total[r] = T.float32(0)
                 for c in T.unroll(channels):
@@ -99,18 +96,28 @@ def attend(variant: Variant, head_dim: int, kv: KVType, row_tile: int) -> Any:
                     ) % TOKENS
                     for e in T.serial(head_dim):
                         for r in T.unroll(row_tile):
-                            scores[r, T.ramp(p * lanes, 1, lanes)] = scores[r, T.ramp(p * lanes, 1, lanes)] + load(
-                                KEYS, block + e * TOKENS
-                            ) * splat(Q[offsets[r] + e])
+                            scores[r, T.ramp(p * lanes, 1, lanes)] = scores[r, T.ramp(p * lanes, 1, lanes)] + KEYS[
+                                T.ramp(block + e * TOKENS, 1, lanes)
+                            ] * splat(Q[offsets[r] + e])
+                for r in T.unroll(row_tile):
+                    for p in T.unroll(parts):
+                        scores[r, T.ramp(p * lanes, 1, lanes)] = masked(
+                            scores[r, T.ramp(p * lanes, 1, lanes)], key + p * lanes, lows[r], limits[r]
+                        )
+                if tree_rows > 0:
+                    for r in T.serial(row_tile):
+                        for t in T.serial(
+                            T.min(T.max(n_past - key, 0), KV_TILE), T.min(T.max(n_past + tree_rows - key, 0), KV_TILE)
+                        ):
+                            if T.bitwise_and(
+                                T.shift_right(
+                                    TREE[T.min(row_begin + tile * row_tile + r, row_end - 1) // group], key + t - n_past
+                                ), 1,
+                            ) == 0:
+                                scores[r, t] = T.float32(LOWEST)
                 for r in T.unroll(row_tile):
                     fold[T.ramp(0, 1, lanes)] = splat(top[r])
                     for p in T.unroll(parts):
-                        scores[r, T.ramp(p * lanes, 1, lanes)] = masked(
-                            scaled(
-                                scores[r, T.ramp(p * lanes, 1, lanes)], KEY_SCALES, kv_head * capacity + key + p * lanes
-                            ),
-                            key + p * lanes, lows[r], limits[r],
-                        )
                         fold[T.ramp(0, 1, lanes)] = T.max(
                             fold[T.ramp(0, 1, lanes)], scores[r, T.ramp(p * lanes, 1, lanes)]
                         )
@@ -125,9 +132,6 @@ def attend(variant: Variant, head_dim: int, kv: KVType, row_tile: int) -> Any:
                             scores[r, T.ramp(p * lanes, 1, lanes)] - splat(new_top), lanes
                         )
                         fold[T.ramp(0, 1, lanes)] = fold[T.ramp(0, 1, lanes)] + scores[r, T.ramp(p * lanes, 1, lanes)]
-                        scores[r, T.ramp(p * lanes, 1, lanes)] = scaled(
-                            scores[r, T.ramp(p * lanes, 1, lanes)], VALUE_SCALES, kv_head * capacity + key + p * lanes
-                        )
                     T.add_to_parent(reduce_lanes(fold, lanes, operator.add))
                     total[r] = total[r] * factor + fold[0]
                     for c in T.unroll(channels):
@@ -135,9 +139,9 @@ def attend(variant: Variant, head_dim: int, kv: KVType, row_tile: int) -> Any:
                 for t in T.serial(T.min(last - key, KV_TILE)):
                     for c in T.unroll(channels):
                         for r in T.unroll(row_tile):
-                            out[r, T.ramp(c * lanes, 1, lanes)] = out[r, T.ramp(c * lanes, 1, lanes)] + load(
-                                VALUES, (kv_head * capacity + key + t) * head_dim + c * lanes
-                            ) * splat(scores[r, t])
+                            out[r, T.ramp(c * lanes, 1, lanes)] = out[r, T.ramp(c * lanes, 1, lanes)] + VALUES[
+                                T.ramp((kv_head * capacity + key + t) * head_dim + c * lanes, 1, lanes)
+                            ] * splat(scores[r, t])
             for r in T.serial(row_tile):
                 if tile * row_tile + r < row_end - row_begin:
                     for c in T.unroll(channels):
