@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 
-from edgevlm.backends.draft_tree import leaf_paths
 from edgevlm.backends.native_library import ModelInfo, ModelOptions, NativeLibrary, host_arch, library_path
 from edgevlm.backends.native_library import Segment as NativeSegment
 from edgevlm.backends.onnx_tower import OnnxTower
@@ -21,8 +20,6 @@ from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timi
 from edgevlm.errors import BackendError, ContextFullError, UsageError
 from edgevlm.package import Package
 
-MAX_SCORED_TOKENS = 16
-"""Rows of logits that one call of the library gives."""
 
 
 class NativeSession:
@@ -39,7 +36,8 @@ class NativeSession:
     ) -> None:
         """Maps the compiled weights and makes the cache.
 
-        variant: forces a CPU variant by name. kv_bits: per layer the bits of keys and values, 8 or 16 (float).
+        variant: forces a CPU variant by name. kv_bits: per layer the bits of keys and values, 4 or 8
+        each, or 16 (float) of both.
         Raises BackendError when the library or its CPU features are missing, PackageError for a damaged plan.
         """
         start = time.perf_counter()
@@ -70,7 +68,6 @@ class NativeSession:
         if self._kv_table is not None and self._kv_table.size != 2 * self._n_layers:
             raise UsageError(f"kv_bits has {self._kv_table.size // 2} layers, the model has {self._n_layers}")
         self._make_context()
-        self._tree: tuple[Int64, Int64, Int64] | None = None
         self.timings.load_s += self.timings.record("load language", start) - start
 
     @property
@@ -88,7 +85,6 @@ class NativeSession:
         if n_tokens == 0:
             raise UsageError("nothing to prefill: the prompt has no new token")
         self._check_room(n_tokens)
-        self._tree = None
         start = time.perf_counter()
         arrays = [self._segment_array(segment) for segment in segments]
         table = (NativeSegment * len(arrays))()
@@ -112,7 +108,6 @@ class NativeSession:
     def step(self, token: int, position: int) -> Float32:
         """Appends one token; returns its logits (vocab,)."""
         self._check_room(1)
-        self._tree = None
         start = time.perf_counter()
         logits = np.empty(self._vocab_size, np.float32)
         self._library.call("ev_step", self._context, token, position, ctypes.c_void_p(logits.ctypes.data))
@@ -122,38 +117,31 @@ class NativeSession:
         return logits
 
     def score(self, ids: Int64, parents: Int64, positions: Int64) -> Float32:
-        """Returns logits (T, vocab) of a drafted tree without committing it, one root-to-leaf path at a time."""
+        """Returns logits (T, vocab) of a drafted tree of at most 16 tokens without committing it.
+
+        Each token sees the committed ones and its own ancestors. Raises UsageError for more tokens, or for parents that
+        do not come before their children.
+        """
         n_nodes = len(ids)
         if n_nodes == 0 or len(parents) != n_nodes or len(positions) != n_nodes:
             raise UsageError(f"a tree of {n_nodes} ids has {len(parents)} parents and {len(positions)} positions")
-        logits = np.zeros((n_nodes, self._vocab_size), np.float32)
-        base = self.n_past
-        for path in leaf_paths(parents):
-            nodes = np.array(path, np.int64)
-            self._check_room(len(nodes))
-            logits[nodes] = self._append(ids[nodes], positions[nodes])
-            self.truncate(base)
-        self._tree = (ids.copy(), parents.copy(), positions.copy())
+        self._check_room(n_nodes)
+        logits = np.empty((n_nodes, self._vocab_size), np.float32)
+        tokens, above, places = (np.ascontiguousarray(array, np.int32) for array in (ids, parents, positions))
+        self._library.call(
+            "ev_score_tree", self._context, ctypes.c_void_p(tokens.ctypes.data), ctypes.c_void_p(above.ctypes.data),
+            n_nodes, ctypes.c_void_p(places.ctypes.data), ctypes.c_void_p(logits.ctypes.data),
+        )  # fmt: skip
         return logits
 
     def accept(self, nodes: Int64) -> None:
-        """Commits a root-to-node path of the tree last scored."""
-        if self._tree is None:
-            raise UsageError("accept() needs a tree scored just before")
-        ids, parents, positions = self._tree
-        expected = -1
-        for node in nodes.tolist():
-            if not 0 <= node < len(ids) or parents[node] != expected:
-                raise UsageError(f"nodes {nodes.tolist()} are not a path from the root of the scored tree")
-            expected = node
-        if len(nodes):
-            self._append(ids[nodes], positions[nodes])
-        self._tree = None
+        """Commits a root-to-node path of the tree last scored: its keys and values stay, the others are forgotten."""
+        path = np.ascontiguousarray(nodes, np.int32)
+        self._library.call("ev_accept", self._context, ctypes.c_void_p(path.ctypes.data), len(path))
 
     def truncate(self, n_tokens: int) -> None:
         """Keeps the first `n_tokens` of the cache."""
         self._library.call("ev_truncate", self._context, n_tokens)
-        self._tree = None
 
     def snapshot(self) -> bytes:
         """Returns a copy of the rows in use."""
@@ -167,7 +155,6 @@ class NativeSession:
         if not isinstance(snapshot, bytes):
             raise UsageError("restore() takes what snapshot() of a session of this package returned")
         self._library.call("ev_restore", self._context, snapshot, len(snapshot))
-        self._tree = None
 
     def release(self, part: Literal["vision", "kv"]) -> None:
         """Frees the tower's weights or the cache; the next use brings them back."""
@@ -176,7 +163,6 @@ class NativeSession:
             return
         self._library.call("ev_context_free", self._context)
         self._make_context()
-        self._tree = None
 
     def cancel(self) -> None:
         """Makes the running call raise Cancelled at the next tile batch or chunk. Safe from any thread."""
@@ -204,18 +190,6 @@ class NativeSession:
     def _make_context(self) -> None:
         table = None if self._kv_table is None else ctypes.c_void_p(self._kv_table.ctypes.data)
         self._library.call("ev_context_new", self._model, self.capacity, table, ctypes.byref(self._context))
-
-    def _append(self, ids: Int64, positions: Int64) -> Float32:
-        """Appends consecutive tokens and returns the logits of each."""
-        logits = np.empty((len(ids), self._vocab_size), np.float32)
-        for start in range(0, len(ids), MAX_SCORED_TOKENS):
-            part = np.ascontiguousarray(ids[start : start + MAX_SCORED_TOKENS], np.int32)
-            places = np.ascontiguousarray(positions[start : start + MAX_SCORED_TOKENS], np.int32)
-            self._library.call(
-                "ev_score", self._context, ctypes.c_void_p(part.ctypes.data), len(part),
-                ctypes.c_void_p(places.ctypes.data), ctypes.c_void_p(logits[start:].ctypes.data),
-            )  # fmt: skip
-        return logits
 
     def _segment_array(self, segment: Segment) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         if segment.ndim == 1:

@@ -23,6 +23,11 @@ static int32_t padded_rows(const ev_model *model) {
     return (rows + tile - 1) / tile * tile;
 }
 
+const ev_cache_form ev_cache_forms[EV_N_FORMS] = {{8, 8, "k8v8"}, {8, 4, "k8v4"}, {4, 8, "k4v8"}, {4, 4, "k4v4"}, {16, 16, "float"}};
+
+/* Bytes of `count` keys or values of one KV head's channel: floats take four, codes their bits. */
+static int64_t cache_bytes(int64_t count, int32_t bits) { return bits == 16 ? count * 4 : count * bits / 8; }
+
 static int64_t partial_floats(const ev_context *context) {
     const ev_model *model = context->model;
     int64_t most = 0;
@@ -30,8 +35,8 @@ static int64_t partial_floats(const ev_context *context) {
         const ev_op *op = &model->ops[i];
         if (op->code != EV_OP_ATTEND) continue;
         const int64_t units = context->capacity / ev_unit_keys(op->head_dim) + 2;
-        const int64_t decode = units * op->heads * model->variant->batch_rows * (op->head_dim + 2);
-        const int64_t prefill = (int64_t)ev_pool_threads(model->pool) * EV_UNIT_ROWS * (op->head_dim + 2);
+        const int64_t decode = units * op->heads * EV_MAX_LOGIT_ROWS * (op->head_dim + 2);
+        const int64_t prefill = (int64_t)ev_pool_threads(model->pool) * EV_PARTS * EV_UNIT_ROWS * (op->head_dim + 2);
         if (decode > most) most = decode;
         if (prefill > most) most = prefill;
     }
@@ -57,8 +62,8 @@ static void lay_out(ev_context *context, ev_layout *layout) {
     for (uint32_t i = 0; i < model->header->n_layers; ++i) {
         ev_layer_cache *layer = &context->layers[i];
         const int64_t slots = (int64_t)layer->kv_heads * context->capacity;
-        layer->keys = take(layout, slots * layer->head_dim * layer->key_bits / (layer->key_bits == 8 ? 8 : 4));
-        layer->values = take(layout, slots * layer->head_dim * layer->value_bits / (layer->value_bits == 8 ? 8 : 4));
+        layer->keys = take(layout, cache_bytes(slots * layer->head_dim, ev_cache_forms[layer->form].key_bits));
+        layer->values = take(layout, cache_bytes(slots * layer->head_dim, ev_cache_forms[layer->form].value_bits));
         layer->key_scales = take(layout, slots * 4);
         layer->value_scales = take(layout, slots * 4);
     }
@@ -69,6 +74,7 @@ static void lay_out(ev_context *context, ev_layout *layout) {
     context->partials = take(layout, partial_floats(context) * 4);
     context->ids = take(layout, rows * 4);
     context->positions = take(layout, rows * 4);
+    context->tree = take(layout, EV_MAX_LOGIT_ROWS * 4);
 }
 
 ev_status ev_context_new(ev_model *model, int32_t capacity, const uint8_t *kv_bits, ev_context **result) {
@@ -85,12 +91,13 @@ ev_status ev_context_new(ev_model *model, int32_t capacity, const uint8_t *kv_bi
     context->capacity = (capacity + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
     for (uint32_t i = 0; i < model->header->n_layers; ++i) {
         const uint8_t *bits = (kv_bits ? kv_bits : model->kv_bits) + 2 * i;
-        if (bits[0] != bits[1] || (bits[0] != 8 && bits[0] != 16)) {
+        int32_t form = 0;
+        while (form < EV_N_FORMS && (ev_cache_forms[form].key_bits != bits[0] || ev_cache_forms[form].value_bits != bits[1])) ++form;
+        if (form == EV_N_FORMS) {
             ev_context_free(context);
-            return ev_fail(EV_ERROR_USAGE, "layer %u: a cache of %u and %u bits is not one of 8/8, 16/16", i, bits[0], bits[1]);
+            return ev_fail(EV_ERROR_USAGE, "layer %u: a cache of %u and %u bits is not one of 8/8, 8/4, 4/8, 4/4, 16/16", i, bits[0], bits[1]);
         }
-        context->layers[i].key_bits = bits[0];
-        context->layers[i].value_bits = bits[1];
+        context->layers[i].form = form;
     }
     ev_layout measure = {NULL, 0};
     lay_out(context, &measure);
@@ -150,6 +157,7 @@ ev_status ev_prefill(ev_context *context, const ev_segment *segments, int32_t n_
         if (status) return status;
         total += segments[i].n;
     }
+    context->tree_rows = 0;
     ev_status status = check_room(context, total);
     if (!status) status = check_tokens(context, NULL, positions, (int32_t)total);
     if (status) return status;
@@ -175,7 +183,7 @@ ev_status ev_prefill(ev_context *context, const ev_segment *segments, int32_t n_
         }
         memcpy(context->positions, positions + done, (size_t)rows * sizeof *positions);
         done += rows;
-        ev_run_decoder(context, rows, done == total ? 1 : 0);
+        ev_run_decoder(context, rows, done == total ? 1 : 0, 0);
         context->n_past += rows;
     }
     copy_logits(context, logits, 1);
@@ -186,18 +194,75 @@ ev_status ev_step(ev_context *context, int32_t token, int32_t position, float *l
     return ev_score(context, &token, 1, &position, logits);
 }
 
-ev_status ev_score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, float *logits) {
+static ev_status score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, int32_t tree_rows, float *logits) {
+    ev_run_embed(context, ids, 0, n);
+    memcpy(context->positions, positions, (size_t)n * sizeof *positions);
+    ev_run_decoder(context, n, n, tree_rows);
+    copy_logits(context, logits, n);
+    return EV_OK;
+}
+
+static ev_status check_scored(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions) {
+    context->tree_rows = 0;
     ev_status status = check_room(context, n);
     if (!status && n > EV_MAX_LOGIT_ROWS)
         status = ev_fail(EV_ERROR_USAGE, "%d tokens are more than the %d that one call scores", n, EV_MAX_LOGIT_ROWS);
     if (!status) status = check_tokens(context, ids, positions, n);
-    if (status) return status;
-    if (atomic_exchange(&context->cancelled, 0)) return ev_fail(EV_CANCELLED, "cancelled after %d tokens", context->n_past);
-    ev_run_embed(context, ids, 0, n);
-    memcpy(context->positions, positions, (size_t)n * sizeof *positions);
-    ev_run_decoder(context, n, n);
+    if (!status && atomic_exchange(&context->cancelled, 0)) status = ev_fail(EV_CANCELLED, "cancelled after %d tokens", context->n_past);
+    return status;
+}
+
+ev_status ev_score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, float *logits) {
+    ev_status status = check_scored(context, ids, n, positions);
+    if (!status) status = score(context, ids, n, positions, 0, logits);
+    if (!status) context->n_past += n;
+    return status;
+}
+
+ev_status ev_score_tree(ev_context *context, const int32_t *ids, const int32_t *parents, int32_t n, const int32_t *positions, float *logits) {
+    ev_status status = check_scored(context, ids, n, positions);
+    for (int32_t i = 0; i < n && !status; ++i) {
+        if (parents[i] < -1 || parents[i] >= i)
+            return ev_fail(EV_ERROR_USAGE, "drafted token %d has parent %d; parents come before their children, -1 is the last committed token", i, parents[i]);
+        context->tree[i] = (parents[i] < 0 ? 0 : context->tree[parents[i]]) | 1 << i;
+    }
+    if (!status) status = score(context, ids, n, positions, n, logits);
+    if (!status) context->tree_rows = n;
+    return status;
+}
+
+/* Copies one token's keys and values to an earlier slot, in the layout of tvm_schedules/attention/cache.py. */
+static void move_slot(const ev_context *context, const ev_layer_cache *layer, int32_t head, int32_t from, int32_t to) {
+    const ev_cache_form *form = &ev_cache_forms[layer->form];
+    const int64_t first = (int64_t)head * context->capacity, e = layer->head_dim;
+    const int64_t key_unit = form->key_bits == 16 ? 4 : 2, key_units = cache_bytes(e, form->key_bits) / key_unit;
+    const int64_t block_bytes = cache_bytes(16 * e, form->key_bits), base = cache_bytes(first * e, form->key_bits);
+    char *keys = (char *)layer->keys + base;
+    for (int64_t i = 0; i < key_units; ++i)
+        memcpy(keys + to / 16 * block_bytes + (i * 16 + to % 16) * key_unit, keys + from / 16 * block_bytes + (i * 16 + from % 16) * key_unit, (size_t)key_unit);
+    char *values = (char *)layer->values + cache_bytes(first * e, form->value_bits);
+    const int64_t value_bytes = cache_bytes(e, form->value_bits);
+    if (form->value_bits == 16) memcpy(values + to * value_bytes, values + from * value_bytes, (size_t)value_bytes);
+    else
+        for (int64_t i = 0; i < value_bytes; ++i) values[to / 2 * 2 * value_bytes + i * 2 + to % 2] = values[from / 2 * 2 * value_bytes + i * 2 + from % 2];
+    layer->key_scales[first + to] = layer->key_scales[first + from];
+    layer->value_scales[first + to] = layer->value_scales[first + from];
+}
+
+ev_status ev_accept(ev_context *context, const int32_t *nodes, int32_t n) {
+    if (!context->tree_rows) return ev_fail(EV_ERROR_USAGE, "there is no drafted tree: call ev_score_tree first");
+    int32_t path = 0;
+    for (int32_t i = 0; i < n; ++i) {
+        if (nodes[i] < 0 || nodes[i] >= context->tree_rows || context->tree[nodes[i]] != (path | 1 << nodes[i]) || path >> nodes[i] & 1)
+            return ev_fail(EV_ERROR_USAGE, "the accepted nodes are not a path from the root of the drafted tree");
+        path |= 1 << nodes[i];
+    }
+    for (uint32_t l = 0; l < context->model->header->n_layers; ++l)
+        for (int32_t head = 0; head < context->layers[l].kv_heads; ++head)
+            for (int32_t i = 0; i < n; ++i)
+                if (nodes[i] != i) move_slot(context, &context->layers[l], head, context->n_past + nodes[i], context->n_past + i);
     context->n_past += n;
-    copy_logits(context, logits, n);
+    context->tree_rows = 0;
     return EV_OK;
 }
 
@@ -205,6 +270,7 @@ ev_status ev_truncate(ev_context *context, int32_t n_tokens) {
     if (n_tokens < 0 || n_tokens > context->n_past)
         return ev_fail(EV_ERROR_USAGE, "cannot keep %d tokens of %d", n_tokens, context->n_past);
     context->n_past = n_tokens;
+    context->tree_rows = 0;
     return EV_OK;
 }
 
@@ -230,9 +296,10 @@ static void copy_cache(const ev_context *context, ev_copier *copier, int32_t n_p
     for (uint32_t i = 0; i < context->model->header->n_layers; ++i) {
         const ev_layer_cache *layer = &context->layers[i];
         for (int32_t head = 0; head < layer->kv_heads; ++head) {
-            const int64_t start = (int64_t)head * context->capacity, key_bytes = layer->key_bits == 8 ? 1 : 4, value_bytes = layer->value_bits == 8 ? 1 : 4;
-            copy_part(copier, (char *)layer->keys + start * layer->head_dim * key_bytes, blocks * layer->head_dim * key_bytes);
-            copy_part(copier, (char *)layer->values + start * layer->head_dim * value_bytes, (int64_t)n_past * layer->head_dim * value_bytes);
+            const ev_cache_form *form = &ev_cache_forms[layer->form];
+            const int64_t start = (int64_t)head * context->capacity, e = layer->head_dim;
+            copy_part(copier, (char *)layer->keys + cache_bytes(start * e, form->key_bits), cache_bytes(blocks * e, form->key_bits));
+            copy_part(copier, (char *)layer->values + cache_bytes(start * e, form->value_bits), cache_bytes(blocks * e, form->value_bits));
             copy_part(copier, layer->key_scales + start, (int64_t)n_past * 4);
             copy_part(copier, layer->value_scales + start, (int64_t)n_past * 4);
         }
@@ -263,5 +330,6 @@ ev_status ev_restore(ev_context *context, const void *bytes, int64_t size) {
     ev_copier copier = {(char *)bytes, (int64_t)sizeof n_past, 1};
     copy_cache(context, &copier, n_past);
     context->n_past = n_past;
+    context->tree_rows = 0;
     return EV_OK;
 }

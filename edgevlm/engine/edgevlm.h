@@ -60,7 +60,8 @@ EV_API ev_status ev_model_open(const char *directory, const ev_model_options *op
 EV_API void ev_model_info_get(const ev_model *model, ev_model_info *info);
 EV_API void ev_model_close(ev_model *model);
 
-/* kv_bits: per layer two bytes, bits of keys and of values (8, or 16 for float); NULL takes the plan's table. */
+/* kv_bits: per layer two bytes, bits of keys and of values (4 or 8 each, or 16 for float of both); NULL takes the
+ * plan's table. */
 EV_API ev_status ev_context_new(ev_model *model, int32_t capacity, const uint8_t *kv_bits, ev_context **context);
 EV_API int64_t ev_context_bytes(const ev_context *context);
 EV_API void ev_context_free(ev_context *context);
@@ -71,6 +72,11 @@ EV_API ev_status ev_prefill(ev_context *context, const ev_segment *segments, int
 EV_API ev_status ev_step(ev_context *context, int32_t token, int32_t position, float *logits);
 /* As ev_prefill for at most 16 tokens, with the logits of every token: (n, vocab_size). */
 EV_API ev_status ev_score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, float *logits);
+/* Scores a drafted tree without committing it: parents[i] < i is the node before node i, -1 the last committed token. */
+EV_API ev_status ev_score_tree(ev_context *context, const int32_t *ids, const int32_t *parents, int32_t n,
+                               const int32_t *positions, float *logits);
+/* Commits a path from the root of the tree that the call before has scored. */
+EV_API ev_status ev_accept(ev_context *context, const int32_t *nodes, int32_t n);
 EV_API ev_status ev_truncate(ev_context *context, int32_t n_tokens);
 EV_API int32_t ev_n_past(const ev_context *context);
 /* Bytes that ev_snapshot writes for the present number of tokens. */

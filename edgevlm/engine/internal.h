@@ -9,11 +9,19 @@
 #include "plan.h"
 #include "threads.h"
 
+/* Forms of a layer's cache: bits of keys and of values; 16 stands for float, of both. */
+enum { EV_N_FORMS = 5 };
+typedef struct {
+    int32_t key_bits, value_bits;
+    const char *name; /* as in the kernels' names */
+} ev_cache_form;
+extern const ev_cache_form ev_cache_forms[EV_N_FORMS];
+
 /* The kernels of one operation, found by name when the model is opened. */
 typedef struct {
     ev_any_fn prefill, batch, decode; /* GEMM */
     ev_any_fn single;                 /* QUANTISE, EMBED */
-    ev_any_fn append8, append_float, attend8, attend_float, merge;
+    ev_any_fn append[EV_N_FORMS], attend_prefill[EV_N_FORMS], attend_decode[EV_N_FORMS], merge;
 } ev_op_kernels;
 
 typedef struct {
@@ -37,7 +45,7 @@ struct ev_model {
 typedef struct {
     void *keys, *values;
     float *key_scales, *value_scales;
-    int32_t key_bits, value_bits;
+    int32_t form; /* index into ev_cache_forms */
     int32_t kv_heads, head_dim;
 } ev_layer_cache;
 
@@ -52,14 +60,17 @@ struct ev_context {
     int32_t *sums;
     float *partials; /* attention results before the merge */
     int32_t *ids, *positions;
+    int32_t *tree;      /* per drafted token the set of drafted tokens that it sees, as bits; itself among them */
+    int32_t tree_rows;  /* drafted tokens that lie behind n_past, not committed */
     void *block;     /* the one allocation that holds all of the above */
     int64_t block_bytes;
 };
 
 ev_status ev_fail(ev_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Runs the decoder's operations on `rows` new tokens whose embeddings are in the arena; logits of the last n_logits. */
-void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits);
+/* Runs the decoder's operations on `rows` new tokens whose embeddings are in the arena; logits of the last n_logits.
+ * tree_rows: 0, or `rows` when context->tree says what each of them sees. */
+void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t tree_rows);
 /* Embeds `n` ids into arena rows from `row`. */
 void ev_run_embed(ev_context *context, const int32_t *ids, int32_t row, int32_t n);
 
@@ -67,5 +78,7 @@ void ev_run_embed(ev_context *context, const int32_t *ids, int32_t row, int32_t 
 static inline int32_t ev_unit_keys(int32_t head_dim) { return head_dim <= 64 ? 256 : 128; }
 /* Query rows of one unit of prefill attention. */
 enum { EV_UNIT_ROWS = 48 };
+/* Parts a thread that work on many rows is cut into, so that a thread that is interrupted holds up little. */
+enum { EV_PARTS = 4 };
 
 #endif

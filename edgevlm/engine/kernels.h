@@ -18,9 +18,10 @@ typedef int32_t (*ev_append_fn)(float *qkv, const float *cos, const float *sin, 
                                 float *value_scales, int32_t heads, int32_t kv_heads, int32_t capacity, int32_t n_past,
                                 float scale, int32_t qkv_stride, int32_t row_begin, int32_t row_end);
 typedef int32_t (*ev_attend_fn)(const float *q, const void *keys, const float *key_scales, const void *values,
-                                const float *value_scales, float *partial, int32_t heads, int32_t kv_heads,
-                                int32_t q_stride, int32_t capacity, int32_t n_past, int32_t window, int32_t kv_head,
-                                int32_t row_begin, int32_t row_end, int32_t key_begin, int32_t key_end);
+                                const float *value_scales, const int32_t *tree, float *partial, int32_t heads,
+                                int32_t kv_heads, int32_t q_stride, int32_t capacity, int32_t n_past, int32_t tree_rows,
+                                int32_t window, int32_t kv_head, int32_t row_begin, int32_t row_end, int32_t key_begin,
+                                int32_t key_end);
 typedef int32_t (*ev_merge_fn)(const float *partials, float *out, int32_t n_parts, int32_t n_rows, int32_t heads,
                                int32_t kv_heads, int32_t out_stride, int32_t kv_head, int32_t row_begin,
                                int32_t row_end);

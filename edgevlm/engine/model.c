@@ -206,10 +206,11 @@ static ev_status find_kernels(ev_model *model) {
             FIND(decode, "gemm_w%dg%d%s%s_decode", op->bits, op->group, zero, swiglu);
             break;
         default:
-            FIND(append8, "append_e%d_int8", op->head_dim);
-            FIND(append_float, "append_e%d_float32", op->head_dim);
-            FIND(attend8, "attend_e%d_int8", op->head_dim);
-            FIND(attend_float, "attend_e%d_float32", op->head_dim);
+            for (int32_t form = 0; form < EV_N_FORMS; ++form) {
+                FIND(append[form], "append_e%d_%s", op->head_dim, ev_cache_forms[form].name);
+                FIND(attend_prefill[form], "attend_e%d_%s_prefill", op->head_dim, ev_cache_forms[form].name);
+                FIND(attend_decode[form], "attend_e%d_%s_decode", op->head_dim, ev_cache_forms[form].name);
+            }
             FIND(merge, "merge_e%d", op->head_dim);
         }
 #undef FIND

@@ -11,6 +11,7 @@ typedef struct {
     int32_t first_row; /* where they begin in the arena's buffers */
     int32_t tile_rows; /* rows of the GEMM tile that the activations are packed for */
     int32_t n_past;
+    int32_t tree_rows;
 } ev_step_job;
 
 static const void *weight_at(const ev_context *context, uint64_t offset) {
@@ -22,22 +23,22 @@ static int32_t tile_rows_for(const ev_variant *variant, int32_t rows) {
     return rows <= variant->batch_rows ? variant->batch_rows : variant->prefill_rows;
 }
 
-static void embed_task(void *argument, int32_t thread, int32_t n_threads) {
+static void embed_task(void *argument, int32_t part, int32_t n_parts) {
     const ev_step_job *job = argument;
     const ev_context *context = job->context;
     const ev_op *op = job->op;
     int32_t begin, end;
-    ev_share(job->rows, thread, n_threads, &begin, &end);
+    ev_share(job->rows, part, n_parts, &begin, &end);
     ((ev_embed_fn)job->kernels->single)(weight_at(context, op->weight), weight_at(context, op->scales), weight_at(context, op->zeros), context->ids,
                                         context->arena + op->out + (int64_t)job->first_row * op->k, op->k, begin, end);
 }
 
-static void quantise_task(void *argument, int32_t thread, int32_t n_threads) {
+static void quantise_task(void *argument, int32_t part, int32_t n_parts) {
     const ev_step_job *job = argument;
     const ev_context *context = job->context;
     const ev_op *op = job->op;
     int32_t begin, end;
-    ev_share(job->rows, thread, n_threads, &begin, &end);
+    ev_share(job->rows, part, n_parts, &begin, &end);
     ((ev_quantise_fn)job->kernels->single)(context->arena + op->in + (int64_t)job->first_row * op->k, weight_at(context, op->weight),
                                            weight_at(context, op->bias), context->codes, context->scales, context->sums, op->k, job->tile_rows,
                                            op->value, begin, end);
@@ -52,7 +53,7 @@ static void clear_padding(const ev_step_job *job) {
     memset(job->context->sums + first, 0, (size_t)count * sizeof(int32_t));
 }
 
-static void gemm_task(void *argument, int32_t thread, int32_t n_threads) {
+static void gemm_task(void *argument, int32_t part, int32_t n_parts) {
     const ev_step_job *job = argument;
     const ev_context *context = job->context;
     const ev_op *op = job->op;
@@ -61,7 +62,7 @@ static void gemm_task(void *argument, int32_t thread, int32_t n_threads) {
     const int32_t blocks = decode ? variant->decode_blocks : batch ? variant->batch_blocks : variant->prefill_blocks;
     const ev_gemm_fn gemm = (ev_gemm_fn)(decode ? job->kernels->decode : batch ? job->kernels->batch : job->kernels->prefill);
     int32_t begin, end;
-    ev_share(op->n / 16 / blocks, thread, n_threads, &begin, &end);
+    ev_share(op->n / 16 / blocks, part, n_parts, &begin, &end);
     if (begin == end) return;
     const int32_t width = op->flags & EV_FLAG_SWIGLU ? op->n / 2 : op->n;
     gemm(weight_at(context, op->weight), weight_at(context, op->scales), weight_at(context, op->zeros), context->codes, context->scales,
@@ -70,14 +71,14 @@ static void gemm_task(void *argument, int32_t thread, int32_t n_threads) {
          end * blocks);
 }
 
-static void append_task(void *argument, int32_t thread, int32_t n_threads) {
+static void append_task(void *argument, int32_t part, int32_t n_parts) {
     const ev_step_job *job = argument;
     const ev_context *context = job->context;
     const ev_op *op = job->op;
     const ev_layer_cache *layer = &context->layers[op->layer];
     int32_t begin, end;
-    ev_share(job->rows, thread, n_threads, &begin, &end);
-    const ev_append_fn append = (ev_append_fn)(layer->key_bits == 8 ? job->kernels->append8 : job->kernels->append_float);
+    ev_share(job->rows, part, n_parts, &begin, &end);
+    const ev_append_fn append = (ev_append_fn)job->kernels->append[layer->form];
     append(context->arena + op->in, weight_at(context, op->cos), weight_at(context, op->sin), weight_at(context, op->centre), context->positions,
            layer->keys, layer->key_scales, layer->values, layer->value_scales, op->heads, op->kv_heads, context->capacity, job->n_past, op->value,
            op->n, begin, end);
@@ -88,9 +89,10 @@ static void attend_range(const ev_step_job *job, float *partial, int32_t kv_head
     const ev_context *context = job->context;
     const ev_op *op = job->op;
     const ev_layer_cache *layer = &context->layers[op->layer];
-    const ev_attend_fn attend = (ev_attend_fn)(layer->key_bits == 8 ? job->kernels->attend8 : job->kernels->attend_float);
-    attend(context->arena + op->in, layer->keys, layer->key_scales, layer->values, layer->value_scales, partial, op->heads, op->kv_heads, op->n,
-           context->capacity, job->n_past, op->window, kv_head, row_begin, row_end, key_begin, key_end);
+    const int few = (row_end - row_begin) < 8;
+    const ev_attend_fn attend = (ev_attend_fn)(few ? job->kernels->attend_decode : job->kernels->attend_prefill)[layer->form];
+    attend(context->arena + op->in, layer->keys, layer->key_scales, layer->values, layer->value_scales, context->tree, partial, op->heads,
+           op->kv_heads, op->n, context->capacity, job->n_past, job->tree_rows, op->window, kv_head, row_begin, row_end, key_begin, key_end);
 }
 
 /* Few rows: the cache is cut into units of (KV head, range of keys), shared out evenly; the merge follows. The cut does
@@ -100,39 +102,39 @@ static int32_t decode_units(const ev_step_job *job) {
     return (keys + unit - 1) / unit;
 }
 
-static void attend_decode_task(void *argument, int32_t thread, int32_t n_threads) {
+static void attend_decode_task(void *argument, int32_t part, int32_t n_parts) {
     const ev_step_job *job = argument;
     const ev_op *op = job->op;
-    const int32_t rows = job->rows * (op->heads / op->kv_heads), parts = decode_units(job), unit = ev_unit_keys(op->head_dim);
+    const int32_t rows = job->rows * (op->heads / op->kv_heads), units = decode_units(job), unit = ev_unit_keys(op->head_dim);
     const int32_t keys = job->n_past + job->rows;
     int32_t begin, end;
-    ev_share(op->kv_heads * parts, thread, n_threads, &begin, &end);
+    ev_share(op->kv_heads * units, part, n_parts, &begin, &end);
     for (int32_t i = begin; i < end; ++i) {
-        const int32_t part = i % parts, last = (part + 1) * unit;
-        attend_range(job, job->context->partials + (int64_t)i * rows * (op->head_dim + 2), i / parts, 0, rows, part * unit, last < keys ? last : keys);
+        const int32_t first = i % units * unit, last = first + unit;
+        attend_range(job, job->context->partials + (int64_t)i * rows * (op->head_dim + 2), i / units, 0, rows, first, last < keys ? last : keys);
     }
 }
 
-static void merge_task(void *argument, int32_t thread, int32_t n_threads) {
+static void merge_task(void *argument, int32_t part, int32_t n_parts) {
     const ev_step_job *job = argument;
     const ev_context *context = job->context;
     const ev_op *op = job->op;
     const int32_t rows = job->rows * (op->heads / op->kv_heads), parts = decode_units(job);
     int32_t begin, end;
-    ev_share(op->kv_heads, thread, n_threads, &begin, &end);
+    ev_share(op->kv_heads, part, n_parts, &begin, &end);
     for (int32_t kv_head = begin; kv_head < end; ++kv_head)
         ((ev_merge_fn)job->kernels->merge)(context->partials + (int64_t)kv_head * parts * rows * (op->head_dim + 2), context->arena + op->out, parts,
                                            rows, op->heads, op->kv_heads, op->heads * op->head_dim, kv_head, 0, rows);
 }
 
 /* Many rows: a unit is (KV head, 48 rows) over all keys; later rows see more keys, so units are dealt in turn. */
-static void attend_prefill_task(void *argument, int32_t thread, int32_t n_threads) {
+static void attend_prefill_task(void *argument, int32_t part, int32_t n_parts) {
     const ev_step_job *job = argument;
     const ev_context *context = job->context;
     const ev_op *op = job->op;
     const int32_t rows = job->rows * (op->heads / op->kv_heads), units = (rows + EV_UNIT_ROWS - 1) / EV_UNIT_ROWS;
-    float *partial = context->partials + (int64_t)thread * EV_UNIT_ROWS * (op->head_dim + 2);
-    for (int32_t i = thread; i < op->kv_heads * units; i += n_threads) {
+    float *partial = context->partials + (int64_t)part * EV_UNIT_ROWS * (op->head_dim + 2);
+    for (int32_t i = part; i < op->kv_heads * units; i += n_parts) {
         const int32_t begin = i % units * EV_UNIT_ROWS, end = begin + EV_UNIT_ROWS < rows ? begin + EV_UNIT_ROWS : rows;
         attend_range(job, partial, i / units, begin, end, 0, job->n_past + job->rows);
         /* The merge addresses rows from 0: give it the partials as if they began there. */
@@ -142,39 +144,40 @@ static void attend_prefill_task(void *argument, int32_t thread, int32_t n_thread
 }
 
 static void run_attend(ev_pool *pool, ev_step_job *job) {
-    if (job->rows <= job->context->model->variant->batch_rows) {
+    if (job->rows <= EV_MAX_LOGIT_ROWS) {
         ev_pool_run(pool, attend_decode_task, job);
-        ev_pool_run(pool, merge_task, job);
+        ev_pool_run_parts(pool, job->rows == 1 ? 1 : ev_pool_threads(pool), merge_task, job);
     } else {
-        ev_pool_run(pool, attend_prefill_task, job);
+        ev_pool_run_parts(pool, ev_pool_threads(pool) * EV_PARTS, attend_prefill_task, job);
     }
 }
 
 void ev_run_embed(ev_context *context, const int32_t *ids, int32_t row, int32_t n) {
     ev_model *model = context->model;
     memcpy(context->ids, ids, (size_t)n * sizeof *ids);
-    ev_step_job job = {context, &model->ops[0], &model->kernels[0], n, row, 0, 0};
-    ev_pool_run(model->pool, embed_task, &job);
+    ev_step_job job = {context, &model->ops[0], &model->kernels[0], n, row, 0, 0, 0};
+    ev_pool_run_parts(model->pool, n == 1 ? 1 : ev_pool_threads(model->pool), embed_task, &job);
 }
 
-void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits) {
+void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t tree_rows) {
     ev_model *model = context->model;
     const ev_plan_graph *graph = &model->graphs[0];
     for (uint32_t i = graph->first_op + 1; i < graph->first_op + graph->n_ops; ++i) {
-        ev_step_job job = {context, &model->ops[i], &model->kernels[i], rows, 0, 0, context->n_past};
+        ev_step_job job = {context, &model->ops[i], &model->kernels[i], rows, 0, 0, context->n_past, tree_rows};
         if (job.op->flags & EV_FLAG_LAST_ROWS) {
             job.rows = n_logits;
             job.first_row = job.op->code == EV_OP_QUANTISE ? rows - n_logits : 0;
         }
         if (job.rows == 0) continue;
         job.tile_rows = tile_rows_for(model->variant, job.rows);
+        const int32_t parts = ev_pool_threads(model->pool) * (job.rows == 1 ? 1 : EV_PARTS);
         switch (job.op->code) {
         case EV_OP_QUANTISE:
             clear_padding(&job);
-            ev_pool_run(model->pool, quantise_task, &job);
+            ev_pool_run_parts(model->pool, job.rows == 1 ? 1 : parts, quantise_task, &job);
             break;
-        case EV_OP_GEMM: ev_pool_run(model->pool, gemm_task, &job); break;
-        case EV_OP_APPEND: ev_pool_run(model->pool, append_task, &job); break;
+        case EV_OP_GEMM: ev_pool_run_parts(model->pool, parts, gemm_task, &job); break;
+        case EV_OP_APPEND: ev_pool_run_parts(model->pool, job.rows == 1 ? 1 : parts, append_task, &job); break;
         case EV_OP_ATTEND: run_attend(model->pool, &job); break;
         default: break;
         }

@@ -33,7 +33,8 @@ CASES: dict[str, tuple[Callable[..., Path], str]] = {
     "llama-w4g64z": (tiny.make_llama, "w4g64z"),
     "qwen2-w8": (tiny.make_qwen2, "w8"),
 }
-FLOAT_CACHE = [(16, 16)] * 2
+N_LAYERS = 2
+FLOAT_CACHE = [(16, 16)] * N_LAYERS
 LENGTH = 300
 
 
@@ -115,9 +116,49 @@ def test_rewinds_and_drafts(package: Package) -> None:
         assert np.linalg.norm(tree[node] - logits) / np.linalg.norm(logits) < 2e-2
     session.accept(np.array([0, 1]))
     assert session.n_past == 202
+    with pytest.raises(UsageError, match="no drafted tree"):
+        session.accept(np.array([0]))
     with pytest.raises(UsageError, match="not a path"):
         session.score(tree_ids, np.array([-1, 0, 0, 1]), np.array([202, 203, 203, 204]))
         session.accept(np.array([1]))
+    with pytest.raises(UsageError, match="parents come before"):
+        session.score(tree_ids, np.array([1, -1, 0, 1]), np.array([202, 203, 203, 204]))
+    with pytest.raises(UsageError, match="more than the 16"):
+        session.score(np.zeros(17, np.int64), np.arange(17) - 1, np.arange(202, 219))
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 8), (4, 4), (16, 16)], ids=str)
+def test_an_accepted_branch_is_as_if_it_alone_had_been_run(package: Package, bits: tuple[int, int]) -> None:
+    """The tree's third branch is committed: its keys and values move behind the prompt, in every cache form."""
+    ids = tokens(package)
+    tree_ids, parents = np.array([5, 6, ids[200], 7, ids[201], 8]), np.array([-1, -1, -1, 0, 2, 2])
+    depths = np.array([0, 0, 0, 1, 1, 1])
+    drafted, plain = (NativeSession(package, context=400, kv_bits=[bits] * N_LAYERS) for _ in range(2))
+    for session in (drafted, plain):
+        session.prefill([ids[:200]], np.arange(200))
+    plain.score(np.array([ids[200], ids[201]]), np.array([-1, 0]), np.array([200, 201]))
+    plain.accept(np.array([0, 1]))
+    expected = plain.step(int(ids[202]), 202)
+
+    def error(nodes: list[int]) -> float:
+        drafted.truncate(200)
+        drafted.score(tree_ids, parents, 200 + depths)
+        drafted.accept(np.array(nodes))
+        return float(np.linalg.norm(drafted.step(int(ids[202]), 202) - expected) / np.linalg.norm(expected))
+
+    assert error([2, 4]) < 1e-2
+    assert error([0, 3]) > 2e-2  # negative control: another branch
+
+
+def test_four_bit_values_cost_less_than_four_bit_keys(package: Package) -> None:
+    ids = tokens(package)
+    exact = NativeSession(package, context=400, kv_bits=FLOAT_CACHE).prefill([ids], np.arange(LENGTH))
+
+    def error(bits: tuple[int, int]) -> float:
+        session = NativeSession(package, context=400, kv_bits=[bits] * N_LAYERS)
+        return float(np.linalg.norm(session.prefill([ids], np.arange(LENGTH)) - exact) / np.linalg.norm(exact))
+
+    assert 0 < error((8, 8)) < error((8, 4)) < error((4, 4)) < 1
 
 
 def test_pictures_and_text_mix_in_one_prompt(package: Package) -> None:
@@ -141,7 +182,7 @@ def test_refusals(package: Package) -> None:
         session.prefill([np.array([package.manifest.decoder.vocab_size])], np.arange(1))
     with pytest.raises(UsageError, match="no variant 'sse'"):
         NativeSession(package, context=64, variant="sse")
-    with pytest.raises(UsageError, match="not one of 8/8, 16/16"):
+    with pytest.raises(UsageError, match="not one of 8/8, 8/4"):
         NativeSession(package, context=64, kv_bits=[(3, 3)] * 2)
     session.cancel()
     with pytest.raises(Cancelled):
