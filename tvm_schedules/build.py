@@ -22,8 +22,8 @@ C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "
 
 EXPORTS = """{
   global:
-    ev_abi_version; ev_last_error; ev_variants; ev_model_*; ev_context_*; ev_prefill; ev_step; ev_score; ev_score_tree; ev_accept; ev_truncate;
-    ev_n_past; ev_snapshot; ev_snapshot_bytes; ev_restore; ev_cancel;
+    ev_abi_version; ev_last_error; ev_variants; ev_model_*; ev_context_*; ev_prefill; ev_step; ev_score;
+    ev_score_tree; ev_accept; ev_truncate; ev_n_past; ev_snapshot; ev_snapshot_bytes; ev_restore; ev_cancel;
   local: *;
 };
 """

@@ -21,7 +21,6 @@ from edgevlm.errors import BackendError, ContextFullError, UsageError
 from edgevlm.package import Package
 
 
-
 class NativeSession:
     """Session protocol on the C engine; see edgevlm.backends.session for what each method promises."""
 

@@ -6,8 +6,8 @@ of a key and two tokens of a value lie side by side, because the dot product tak
 - keys (G, capacity/16, E/2, 16, 2) of 8 bits: channel pair, token, channel in the pair;
 - keys (G, capacity/16, E/4, 16, 2) of 4 bits: the low nibble is the first pair of four channels, the high the second;
 - values (G, capacity/2, E, 2) of 8 bits: token pair, channel, token in the pair;
-- values (G, capacity/2, E/32, 16, 2) of 4 bits: of 32 channels the low nibble is one of the first 16, the high one of the
-  last 16.
+- values (G, capacity/2, E/32, 16, 2) of 4 bits: of 32 channels the low nibble is one of the first 16, the high
+  one of the last 16.
 
 As floats: keys (G, capacity/16, E, 16), values (G, capacity, E).
 """
