@@ -45,7 +45,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--scheme", metavar="NAME", help="language model: w4g32[z], w4g64[z], w4g128[z], w4g32-mix, w8, fp16 or fp32"
     )
-    parser.add_argument("--vision-scheme", default="w8", metavar="NAME", help="vision tower (default: w8)")
+    parser.add_argument("--vision-scheme", default="w8g64", metavar="NAME", help="vision tower (default: w8g64)")
     parser.add_argument(
         "--override",
         action="append",

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from edgevlm.cli.main import main
+from export.quant.rules import DEFAULT_VISION
 from tests.tiny import make_bluelm_v, make_llama
 
 AsJson = Callable[..., dict[str, Any]]
@@ -46,7 +47,7 @@ def test_json_and_force(checkpoint: Path, tmp_path: Path, as_json: AsJson) -> No
     words = ("export", checkpoint, "-o", tmp_path / "package", "--scheme", "w8", "--no-verify", "--name", "renamed")
     found = as_json(*words, "--override", ".*down_proj.weight=fp16", "--context", 128)
     assert set(found) == documented("export")
-    assert (found["name"], found["language_scheme"], found["vision_scheme"]) == ("renamed", "w8", "w8")
+    assert (found["name"], found["language_scheme"], found["vision_scheme"]) == ("renamed", "w8", DEFAULT_VISION)
     assert {size["component"] for size in found["sizes"]} >= {"vision", "connector", "layers"}
     manifest = as_json("inspect", found["package"])["manifest"]
     assert manifest["decoder"]["default_context"] == 128

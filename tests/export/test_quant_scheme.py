@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgevlm.errors import UsageError
-from export.quant.rules import QuantPlan, default_language_scheme
+from export.quant.rules import DEFAULT_VISION, QuantPlan, default_language_scheme
 from export.quant.scheme import (
     MIXES,
     SCHEMES,
@@ -73,7 +73,7 @@ def test_first_match_wins_and_patterns_match_whole_names() -> None:
     plan = QuantPlan("w4g32", overrides=((r".*\.down_proj\.weight", "w8"), (r"model\..*", "w4g128")))
     assert plan.scheme_for("model.layers.0.mlp.down_proj.weight", "language").name == "w8"
     assert plan.scheme_for("model.layers.0.mlp.up_proj.weight", "language").name == "w4g128"
-    assert plan.scheme_for("vision_tower.model.x", "vision").name == "w8"
+    assert plan.scheme_for("vision_tower.model.x", "vision").name == DEFAULT_VISION
     assert plan.scheme_for("lm_head.weight", "language").name == "w4g32"
     plan.check_used()
 
