@@ -26,7 +26,7 @@ from export.checkpoint import Checkpoint, open_checkpoint
 from export.graphs.build import build_model
 from export.quant.rules import QuantPlan
 from export.reference.installed import INSTALL_HINT, is_available
-from export.reference.load import load_reference
+from export.reference_process import ask_reference
 from export.stored_weights import check_weights, weight_entries
 
 Progress = Callable[[str, int, int], None]
@@ -116,15 +116,11 @@ def _verify(
     entries: list[ParityEntry] = []
     expected: parity.Expected | None = None
     if reference or (reference is None and is_available()):
-        _report(progress, "transformers", 0, 2)
-        loaded = load_reference(source, chat_template=_other_template(package, checkpoint))
-        plain = _with_own_budget(package, spec)
-        entries += parity.check_pictures(plain, loaded)
-        entries += parity.check_prompt_ids(plain, loaded)
-        _report(progress, "transformers", 1, 2)
-        expected = parity.expect(loaded)
-        del loaded
-        _free_memory()
+        _report(progress, "transformers", 0, 1)
+        _free_memory()  # of the export before
+        template = _other_template(package, checkpoint)
+        found, expected = ask_reference(_with_own_budget(package, spec), source, template, scratch)
+        entries += found
     else:
         entries += unverified(package, INSTALL_HINT)
 

@@ -113,7 +113,9 @@ def test_a_template_and_a_tile_budget_of_the_user_are_compared_with(source: Path
 def test_a_wrong_config_fails_against_transformers(source: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     wrong = copy_with_config(source, tmp_path / "wrong", text={"rms_norm_eps": 1e-2})
-    reference = parity.expect(verify.load_reference(source), 4)
+    from export.reference.load import load_reference
+
+    reference = parity.expect(load_reference(source), 4)
     package = build_package(wrong, tmp_path / "package")
     from tests.verify_case import image_token_id, session_of
 
