@@ -71,6 +71,8 @@ final class Manifest {
     final int maxPositions;
     final int defaultContext;
     final int[] eosTokenIds;
+    /** Per layer the bits of keys and of values. */
+    final int[][] kvBits;
     final Fields generation;
     final List<Entry> files = new ArrayList<>();
     private final Map<String, Entry> byPath = new HashMap<>();
@@ -109,6 +111,14 @@ final class Manifest {
         if (rank != 1) {
             throw new EdgeVlmException(EdgeVlmException.Kind.UNSUPPORTED,
                 NAME + ": positions of rank " + rank + " (M-RoPE) are not implemented on devices");
+        }
+        kvBits = new int[nLayers][2];
+        List<?> bits = decoder.list("kv_bits");
+        for (int i = 0; i < nLayers; i++) {
+            List<?> pair = Fields.asList(i < bits.size() ? bits.get(i) : null, "decoder.kv_bits");
+            for (int part = 0; part < 2; part++) {
+                kvBits[i][part] = Fields.asInteger(part < pair.size() ? pair.get(part) : null, "decoder.kv_bits");
+            }
         }
         generation = root.object("generation");
         eosTokenIds = generation.integers("eos_token_ids");

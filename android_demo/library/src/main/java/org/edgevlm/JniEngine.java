@@ -1,0 +1,304 @@
+package org.edgevlm;
+
+import java.io.File;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+
+/** The C engine through JNI. Texts cross as UTF-8 bytes, never as Java strings. */
+final class JniEngine implements NativeEngine {
+    private static final int ABI_VERSION = 1;
+    private static final int FLOAT_BYTES = 4;
+
+    private static JniEngine loaded;
+
+    private JniEngine() {
+    }
+
+    /** Loads the library `edgevlm` of the app, or, on a desktop, the file of the system property org.edgevlm.library. */
+    static synchronized JniEngine load() throws EdgeVlmException {
+        if (loaded == null) {
+            String path = System.getProperty("org.edgevlm.library");
+            try {
+                if (path == null) {
+                    System.loadLibrary("edgevlm");
+                } else {
+                    System.load(path);
+                }
+                if (abiVersion() != ABI_VERSION) {
+                    throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND, "the native library has ABI version "
+                        + abiVersion() + ", this library expects " + ABI_VERSION + "; build both from one version");
+                }
+            } catch (UnsatisfiedLinkError error) {
+                throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND,
+                    "the native library cannot be loaded (" + error.getMessage() + ")", error);
+            }
+            loaded = new JniEngine();
+        }
+        return loaded;
+    }
+
+    static native int abiVersion();
+
+    static native byte[] lastError();
+
+    static native int modelOpen(byte[] directory, int threads, byte[] variant, long[] out);
+
+    static native byte[] modelInfo(long model, long[] out);
+
+    static native void modelClose(long model);
+
+    static native int contextNew(long model, int capacity, long[] out);
+
+    static native long contextBytes(long context);
+
+    static native void contextFree(long context);
+
+    static native int prefill(
+        long context, int[] ids, int[] runs, Object[] features, int width, ByteBuffer logits, int vocabulary);
+
+    static native int step(long context, int token, ByteBuffer logits, int vocabulary);
+
+    static native int truncate(long context, int nTokens);
+
+    static native int nPast(long context);
+
+    static native long snapshotBytes(long context);
+
+    static native int snapshot(long context, ByteBuffer buffer, long size);
+
+    static native int restore(long context, ByteBuffer buffer, long size);
+
+    static native void cancel(long context);
+
+    /** Raises the exception that belongs to a status. */
+    private static void check(int status) throws EdgeVlmException {
+        if (status != 0) {
+            String message = Utf8.decodeStrictly(lastError());
+            EdgeVlmException.Kind kind = EdgeVlmException.Kind.of(status);
+            boolean told = message != null && !message.isEmpty();
+            throw new EdgeVlmException(kind, told ? message : "the engine refused the call (" + kind + ")");
+        }
+    }
+
+    @Override
+    public Model open(File directory, int threads) throws EdgeVlmException {
+        long[] handle = new long[1];
+        check(modelOpen(Utf8.encode(directory.getPath()), threads, null, handle));
+        return new JniModel(handle[0]);
+    }
+
+    @Override
+    public TilePlan plan(ImageSpec spec, int height, int width, int maxTiles) throws EdgeVlmException {
+        throw noPictures();
+    }
+
+    @Override
+    public void prepare(ImageSpec spec, Pixels picture, int maxTiles, int begin, int end, ByteBuffer out)
+            throws EdgeVlmException {
+        throw noPictures();
+    }
+
+    private static EdgeVlmException noPictures() {
+        return new EdgeVlmException(EdgeVlmException.Kind.UNSUPPORTED, "this build of the engine takes no pictures");
+    }
+
+    private static final class JniModel implements Model {
+        private final long handle;
+        private final long[] info = new long[7];
+        private final String variant;
+        private boolean closed;
+
+        JniModel(long handle) {
+            this.handle = handle;
+            variant = Utf8.decodeStrictly(modelInfo(handle, info));
+        }
+
+        @Override
+        public int hiddenSize() {
+            return (int) info[0];
+        }
+
+        @Override
+        public int vocabSize() {
+            return (int) info[1];
+        }
+
+        @Override
+        public long weightsBytes() {
+            return info[5];
+        }
+
+        @Override
+        public int threads() {
+            return (int) info[6];
+        }
+
+        @Override
+        public String variant() {
+            return variant;
+        }
+
+        @Override
+        public Context newContext(int capacity) throws EdgeVlmException {
+            long[] context = new long[1];
+            check(contextNew(handle, capacity, context));
+            return new JniContext(context[0], hiddenSize(), vocabSize());
+        }
+
+        @Override
+        public Sampler newSampler() {
+            return new GreedySampler(vocabSize());
+        }
+
+        @Override
+        public Tower newTower() throws EdgeVlmException {
+            throw noPictures();
+        }
+
+        @Override
+        public synchronized void close() {
+            if (!closed) {
+                closed = true;
+                modelClose(handle);
+            }
+        }
+    }
+
+    /** `cancel` may come from any thread, also while or after the context is closed: the lock keeps the handle alive. */
+    private static final class JniContext implements Context {
+        private final int width;
+        private final int vocabulary;
+        private final Object lock = new Object();
+        private long handle;
+
+        JniContext(long handle, int width, int vocabulary) {
+            this.handle = handle;
+            this.width = width;
+            this.vocabulary = vocabulary;
+        }
+
+        @Override
+        public void prefill(int[] ids, List<Run> runs, ByteBuffer logits) throws EdgeVlmException {
+            int[] table = new int[3 * runs.size()];
+            List<Object> features = new ArrayList<>();
+            for (int i = 0; i < runs.size(); i++) {
+                Run run = runs.get(i);
+                table[3 * i] = run.n;
+                table[3 * i + 1] = run.features == null ? -1 : features.size();
+                table[3 * i + 2] = run.firstRow;
+                if (run.features != null) {
+                    features.add(run.features);
+                }
+            }
+            check(JniEngine.prefill(handle, ids, table, features.toArray(), width, logits, vocabulary));
+        }
+
+        @Override
+        public void step(int token, ByteBuffer logits) throws EdgeVlmException {
+            check(JniEngine.step(handle, token, logits, vocabulary));
+        }
+
+        @Override
+        public void truncate(int nTokens) throws EdgeVlmException {
+            check(JniEngine.truncate(handle, nTokens));
+        }
+
+        @Override
+        public int nPast() {
+            return JniEngine.nPast(handle);
+        }
+
+        @Override
+        public long bytes() {
+            return contextBytes(handle);
+        }
+
+        @Override
+        public long snapshotBytes() {
+            return JniEngine.snapshotBytes(handle);
+        }
+
+        @Override
+        public void snapshot(ByteBuffer out) throws EdgeVlmException {
+            check(JniEngine.snapshot(handle, out, out.capacity()));
+        }
+
+        @Override
+        public void restore(ByteBuffer in) throws EdgeVlmException {
+            check(JniEngine.restore(handle, in, in.capacity()));
+        }
+
+        @Override
+        public void cancel() {
+            synchronized (lock) {
+                if (handle != 0) {
+                    JniEngine.cancel(handle);
+                }
+            }
+        }
+
+        @Override
+        public void close() {
+            synchronized (lock) {
+                if (handle != 0) {
+                    contextFree(handle);
+                    handle = 0;
+                }
+            }
+        }
+    }
+
+    /** The most likely token, the first of equal ones. */
+    private static final class GreedySampler implements Sampler {
+        private final float[] values;
+
+        GreedySampler(int vocabulary) {
+            values = new float[vocabulary];
+        }
+
+        @Override
+        public void begin(GenerationOptions options) throws EdgeVlmException {
+            if (options.temperature != 0 || options.repetitionPenalty != 1) {
+                throw new EdgeVlmException(EdgeVlmException.Kind.UNSUPPORTED,
+                    "this build of the engine is greedy only: temperature 0 and repetition penalty 1");
+            }
+        }
+
+        @Override
+        public int next(ByteBuffer logits, int[] history, int nHistory) throws EdgeVlmException {
+            FloatBuffer floats = logits.duplicate().order(ByteOrder.nativeOrder()).asFloatBuffer();
+            floats.get(values);
+            int best = 0;
+            for (int i = 1; i < values.length; i++) {
+                if (values[i] > values[best]) {
+                    best = i;
+                }
+            }
+            if (Float.isNaN(values[best]) || Float.isInfinite(values[best])) {
+                throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND,
+                    "the model returned logits that are not finite after " + nHistory + " tokens");
+            }
+            return best;
+        }
+
+        @Override
+        public void close() {
+            // nothing is held outside the heap
+        }
+    }
+
+    static ByteBuffer floats(long count) throws EdgeVlmException {
+        if (count * FLOAT_BYTES > Integer.MAX_VALUE) {
+            throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND, "a buffer of " + count + " numbers is too large");
+        }
+        try {
+            return ByteBuffer.allocateDirect((int) (count * FLOAT_BYTES)).order(ByteOrder.nativeOrder());
+        } catch (OutOfMemoryError error) {
+            throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND,
+                "there is no memory for a buffer of " + count * FLOAT_BYTES / 1_000_000 + " MB", error);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+package org.edgevlm;
+
+import java.nio.ByteBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+
+/** The prefill and decode loop: ids and features in, text and one Answer out. Used by the engine's thread only. */
+final class TokenLoop {
+    private final KeyValueStore cache;
+    private final NativeEngine.Sampler sampler;
+    private final Tokenizer tokenizer;
+    private final int[] eos;
+    private final ByteBuffer logits;
+    private final MemoryProbe memory;
+
+    TokenLoop(KeyValueStore cache, NativeEngine.Model model, Tokenizer tokenizer, int[] eos, MemoryProbe memory)
+            throws EdgeVlmException {
+        this.cache = cache;
+        this.tokenizer = tokenizer;
+        this.eos = eos.clone();
+        this.memory = memory;
+        sampler = model.newSampler();
+        logits = JniEngine.floats(model.vocabSize());
+        Arrays.sort(this.eos);
+    }
+
+    /** A prompt: what every token is, and where the features of its pictures come from. */
+    static final class Prompt {
+        final int[] ids;
+        /** An id, or a negative number that stands for one row of one picture. */
+        final long[] keys;
+        final List<Picture> pictures;
+        /** Where the picture's rows begin in the prompt, row by row; for each picture its first token. */
+        final int[] rowPicture;
+        final int[] rowIndex;
+        final int imageTokens;
+
+        /** rowPicture holds for each token the picture it is a row of, or -1; rowIndex which row. */
+        Prompt(int[] ids, long[] keys, List<Picture> pictures, int[] rowPicture, int[] rowIndex, int imageTokens) {
+            this.ids = ids;
+            this.keys = keys;
+            this.pictures = pictures;
+            this.rowPicture = rowPicture;
+            this.rowIndex = rowIndex;
+            this.imageTokens = imageTokens;
+        }
+    }
+
+    /** Gives the features of a picture, waiting for them. */
+    interface Features {
+        ByteBuffer of(Picture picture) throws EdgeVlmException;
+    }
+
+    /** Hears pieces of text. */
+    interface Sink {
+        void text(String piece);
+    }
+
+    Answer run(Prompt prompt, Features features, GenerationOptions options, Cancellation cancelled, Sink sink,
+            double loadMs, EncodedTime encoded) throws EdgeVlmException {
+        long start = System.nanoTime();
+        int nPrompt = prompt.ids.length;
+        NativeEngine.Context context = cache.prepare(prompt.keys);
+        int reused = context.nPast();
+        long[] keys = Arrays.copyOf(prompt.keys, cache.capacity() + 1);
+        int[] history = Arrays.copyOf(prompt.ids, cache.capacity() + 1);
+        int n = nPrompt;
+        IntList generated = new IntList();
+        StringBuilder shown = new StringBuilder();
+        StreamDecoder decoder = new StreamDecoder(tokenizer);
+        double prefillMs = 0;
+        double firstMs = 0;
+        long decodeStart = 0;
+        Answer.Finish finish;
+        try {
+            List<NativeEngine.Run> runs = runs(prompt, reused, features);
+            cancelled.check();
+            long prefillStart = System.nanoTime();
+            prefill(context, Arrays.copyOfRange(prompt.ids, reused, nPrompt), runs, reused, cancelled);
+            prefillMs = milliseconds(prefillStart);
+            sampler.begin(options);
+            decodeStart = System.nanoTime();
+            while (true) {
+                int token = sampler.next(logits, history, n);
+                firstMs = firstMs > 0 ? firstMs : milliseconds(start);
+                if (Arrays.binarySearch(eos, token) >= 0) {
+                    finish = Answer.Finish.STOP;
+                    break;
+                }
+                generated.add(token);
+                history[n] = token;
+                keys[n++] = token;
+                show(decoder.push(token), shown, sink);
+                if (generated.size() == options.maxNewTokens || context.nPast() == cache.capacity()) {
+                    finish = Answer.Finish.LENGTH;
+                    break;
+                }
+                cancelled.check();
+                step(context, token, cancelled);
+            }
+        } catch (EdgeVlmException error) {
+            if (error.kind() != EdgeVlmException.Kind.CANCELLED) {
+                throw error;
+            }
+            finish = Answer.Finish.CANCELLED;
+        } finally {
+            cache.hold(Arrays.copyOf(keys, n));
+        }
+        double decodeMs = decodeStart == 0 ? 0 : milliseconds(decodeStart);
+        show(decoder.finish(), shown, sink);
+        return new Answer(shown.toString(), generated.toArray(), finish,
+            new int[] {nPrompt, prompt.imageTokens, reused},
+            new double[] {loadMs, encoded.take(), prefillMs, decodeMs, firstMs, milliseconds(start)},
+            memory.peakBytes());
+    }
+
+    /** Tells how long pictures were encoded since it was last asked. */
+    interface EncodedTime {
+        double take();
+    }
+
+    private static void show(String piece, StringBuilder shown, Sink sink) {
+        if (!piece.isEmpty()) {
+            shown.append(piece);
+            sink.text(piece);
+        }
+    }
+
+    private static double milliseconds(long start) {
+        return (System.nanoTime() - start) / 1e6;
+    }
+
+    /** A cancel that came after the answer before had ended is still in the engine; it does not count. */
+    private void prefill(NativeEngine.Context context, int[] ids, List<NativeEngine.Run> runs, int reused,
+            Cancellation cancelled) throws EdgeVlmException {
+        while (true) {
+            try {
+                context.prefill(ids, runs, logits);
+                return;
+            } catch (EdgeVlmException error) {
+                if (error.kind() != EdgeVlmException.Kind.CANCELLED || cancelled.isSet()) {
+                    throw error;
+                }
+                context.truncate(reused);
+            }
+        }
+    }
+
+    private void step(NativeEngine.Context context, int token, Cancellation cancelled) throws EdgeVlmException {
+        int past = context.nPast();
+        while (true) {
+            try {
+                context.step(token, logits);
+                return;
+            } catch (EdgeVlmException error) {
+                if (error.kind() != EdgeVlmException.Kind.CANCELLED || cancelled.isSet()) {
+                    throw error;
+                }
+                context.truncate(past);
+            }
+        }
+    }
+
+    /** Cuts the tokens from `first` on into runs of ids and of rows of one picture. */
+    private static List<NativeEngine.Run> runs(Prompt prompt, int first, Features features) throws EdgeVlmException {
+        List<NativeEngine.Run> runs = new ArrayList<>();
+        int at = first;
+        while (at < prompt.ids.length) {
+            int picture = prompt.rowPicture[at];
+            int end = at + 1;
+            while (end < prompt.ids.length && prompt.rowPicture[end] == picture) {
+                end++;
+            }
+            ByteBuffer rows = picture < 0 ? null : features.of(prompt.pictures.get(picture));
+            runs.add(new NativeEngine.Run(end - at, rows, picture < 0 ? 0 : prompt.rowIndex[at]));
+            at = end;
+        }
+        return runs;
+    }
+
+    void close() {
+        sampler.close();
+    }
+}

@@ -1,0 +1,93 @@
+package org.edgevlm;
+
+import java.io.File;
+import java.nio.file.Files;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.ExecutionException;
+
+/**
+ * Conversations for the tests: {@code ConversationRunner package conversations.json results.json}. A conversation is
+ * {"system", "max_new_tokens", "turns": [{"text", "picture": [path of raw RGB, width, height]}]}; a result is one object per
+ * turn: the ids, the text, how many tokens were reused, or the refusal.
+ */
+final class ConversationRunner {
+    private ConversationRunner() {
+    }
+
+    /** Collects what a listener hears. */
+    static final class Collector implements TokenListener {
+        final StringBuilder heard = new StringBuilder();
+        Answer answer;
+        EdgeVlmException error;
+
+        @Override
+        public void onText(String text) {
+            heard.append(text);
+        }
+
+        @Override
+        public void onDone(Answer done) {
+            answer = done;
+        }
+
+        @Override
+        public void onError(EdgeVlmException refused) {
+            error = refused;
+        }
+    }
+
+    public static void main(String[] args) throws Exception {
+        Options options = new Options();
+        options.threads = Integer.getInteger("threads", 2);
+        options.cacheDirectory = new File(args[2]).getAbsoluteFile().getParentFile();
+        EdgeVlm model = EdgeVlm.open(new File(args[0]), options);
+        List<Object> results = new ArrayList<>();
+        for (Object item : Fields.asList(Json.parse(Files.readAllBytes(new File(args[1]).toPath())), "conversations")) {
+            results.add(run(model, new Fields(item, "conversation")));
+        }
+        model.close();
+        Files.write(new File(args[2]).toPath(), Utf8.encode(Json.write(results)));
+    }
+
+    private static List<Object> run(EdgeVlm model, Fields given) throws Exception {
+        Conversation conversation = model.newConversation(given.has("system") ? given.text("system") : null);
+        GenerationOptions options = model.generationOptions().withMaxNewTokens(given.integer("max_new_tokens"));
+        List<Object> results = new ArrayList<>();
+        for (Fields turn : given.objects("turns")) {
+            if (turn.has("picture")) {
+                List<?> picture = turn.list("picture");
+                byte[] rgb = Files.readAllBytes(new File((String) picture.get(0)).toPath());
+                conversation.addImage(rgb, Fields.asInteger(picture.get(1), "width"),
+                    Fields.asInteger(picture.get(2), "height"));
+            }
+            if (turn.has("trim")) {
+                model.trim(TrimLevel.valueOf(turn.text("trim")));
+            }
+            Collector collector = new Collector();
+            Map<String, Object> result = new LinkedHashMap<>();
+            try {
+                Answer answer = conversation.send(turn.text("text"), options, collector).get();
+                List<Object> ids = new ArrayList<>();
+                for (int id : answer.tokenIds) {
+                    ids.add(id);
+                }
+                result.put("ids", ids);
+                result.put("text", answer.text);
+                result.put("heard", collector.heard.toString());
+                result.put("finish", answer.finish.name());
+                result.put("prompt_tokens", answer.promptTokens);
+                result.put("image_tokens", answer.imageTokens);
+                result.put("reused", answer.reusedTokens);
+                result.put("stages", answer.toJson());
+            } catch (ExecutionException failed) {
+                result.put("refused", collector.error.kind().name());
+                result.put("message", collector.error.getMessage());
+            }
+            results.add(result);
+        }
+        return results;
+    }
+}
