@@ -381,7 +381,7 @@ def tokenizer_json(added: tuple[str, ...] = ()) -> dict[str, Any]:
         *(("Ġ", "t"), ("h", "e"), ("i", "n"), ("Ġ", "a"), ("r", "e"), ("Ġt", "he"), ("o", "n"), ("e", "r")),
         *(("Ġ", "w"), ("Ġ", "s"), ("a", "t"), ("Ċ", "Ċ"), ("o", "u"), ("n", "d"), ("i", "s"), ("in", "g")),
     ]
-    pieces = [*specials, *(_byte_symbol(byte) for byte in range(256)), *(left + right for left, right in merges)]
+    pieces = [*specials, *(byte_symbol(byte) for byte in range(256)), *(left + right for left, right in merges)]
     tokens = [*specials, *added]
     first_free = len(pieces)
     ids = {**{token: i for i, token in enumerate(specials)}, **{t: first_free + i for i, t in enumerate(added)}}
@@ -416,7 +416,7 @@ def tokenizer_json(added: tuple[str, ...] = ()) -> dict[str, Any]:
     }
 
 
-def _byte_symbol(byte: int) -> str:
+def byte_symbol(byte: int) -> str:
     """GPT-2's printable stand-in for a byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     if byte in printable:

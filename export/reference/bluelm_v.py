@@ -8,20 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import PackageError
 from export.reference.language import load_gguf, load_language, load_tokenizer
 from export.reference.model import Parts
 from export.reference.relaxed import relaxed_picture
+from export.reference.weights import load_model, model_from_tensors, read_tensors
 
 
 def load_composed(path: Path) -> Parts:
     """A composed.json: tower directory, projector file and language model side by side."""
-    import torch
-    from safetensors.torch import load_file
     from transformers import Dinov2Model
 
     fields = json.loads(path.read_text())
-    tower = Dinov2Model.from_pretrained(path.parent / fields["vision"], dtype=torch.float32).eval()
+    tower = load_model(Dinov2Model, path.parent / fields["vision"])
     language_path = path.parent / fields["language"]
     if language_path.suffix == ".gguf":
         language = load_gguf(language_path)
@@ -29,40 +27,24 @@ def load_composed(path: Path) -> Parts:
         language = load_language(language_path, {"model_type": "llama"})
     if language.tokenizer.convert_tokens_to_ids(fields["image_token"]) in (None, language.tokenizer.unk_token_id):
         language.tokenizer.add_special_tokens({"additional_special_tokens": [fields["image_token"]]})
-    return _compose_bluelm_v(tower, load_file(path.parent / fields["projector"]), language, fields)
+    return _compose_bluelm_v(tower, read_tensors([path.parent / fields["projector"]]), language, fields)
 
 
 def load_bluelm_v(source: Path, config: Mapping[str, Any]) -> Parts:
     """A snapshot directory whose tensors are named `vision_tower.`, `projector.` and `language_model.`."""
-    from safetensors.torch import load_file
     from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
-    tensors: dict[str, Any] = {}
-    for file in sorted(source.glob("*.safetensors")):
-        tensors |= load_file(file)
+    tensors = read_tensors(sorted(source.glob("*.safetensors")))
     parts = {
-        prefix: {name[len(prefix) :]: value.float() for name, value in tensors.items() if name.startswith(prefix)}
+        prefix: {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         for prefix in ("vision_tower.", "projector.", "language_model.")
     }
-    tower = _from_tensors(Dinov2Model, Dinov2Config(**config["vision_config"]), parts["vision_tower."])
-    model = _from_tensors(LlamaForCausalLM, LlamaConfig(**config["text_config"]), parts["language_model."])
+    tower = model_from_tensors(Dinov2Model, Dinov2Config(**config["vision_config"]), parts["vision_tower."])
+    model = model_from_tensors(LlamaForCausalLM, LlamaConfig(**config["text_config"]), parts["language_model."])
     language = Parts("llama", language=model, tokenizer=load_tokenizer(source))
     fields = dict(config)
     fields.setdefault("image_token", str(language.tokenizer.convert_ids_to_tokens(config["image_token_id"])))
     return _compose_bluelm_v(tower, parts["projector."], language, fields)
-
-
-def _from_tensors(model_class: Any, config: Any, tensors: Mapping[str, Any]) -> Any:
-    """Builds a model from tensors under their hub names; every one must find its place."""
-    import torch
-
-    model, info = model_class.from_pretrained(
-        None, config=config, state_dict=dict(tensors), dtype=torch.float32, output_loading_info=True
-    )
-    wrong = sorted([*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])
-    if wrong:
-        raise PackageError(f"tensors do not match {model_class.__name__}: {', '.join(map(str, wrong[:4]))}.")
-    return model.eval()
 
 
 def _compose_bluelm_v(tower: Any, projector: Mapping[str, Any], language: Parts, fields: Mapping[str, Any]) -> Parts:
@@ -70,12 +52,11 @@ def _compose_bluelm_v(tower: Any, projector: Mapping[str, Any], language: Parts,
     import torch
 
     nn, functional = torch.nn, torch.nn.functional
-    weights = {name: value.float() for name, value in projector.items()}
 
     def linear(stem: str) -> Any:
-        n_out, n_in = weights[f"{stem}.weight"].shape
+        n_out, n_in = projector[f"{stem}.weight"].shape
         layer = nn.Linear(n_in, n_out)
-        layer.load_state_dict({"weight": weights[f"{stem}.weight"], "bias": weights[f"{stem}.bias"]})
+        layer.load_state_dict({"weight": projector[f"{stem}.weight"], "bias": projector[f"{stem}.bias"]})
         return layer
 
     head = nn.Sequential(linear("downsampler"), linear("mlp.0"), nn.GELU(), linear("mlp.2")).eval()

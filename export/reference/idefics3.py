@@ -11,6 +11,7 @@ import numpy as np
 
 from export.reference.language import load_tokenizer
 from export.reference.model import Parts, ReferencePicture, UInt8, as_tiles
+from export.reference.weights import load_model
 
 
 def load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
@@ -20,7 +21,7 @@ def load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
 
     stem = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[str(config["model_type"])]
     model_class = getattr(transformers, f"{stem}ForConditionalGeneration")
-    model = model_class.from_pretrained(source, dtype=torch.float32).eval()
+    model = load_model(model_class, source)
     processor = getattr(transformers, f"{stem}ImageProcessorPil").from_pretrained(source)
     tokenizer = load_tokenizer(source)
     template = _processor_template(source)
@@ -44,9 +45,12 @@ def load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
         )
         tiles = np.asarray(found["pixel_values"])[0]
         mean, std = processor.image_mean, processor.image_std
-        values = [processor.normalize(processor.rescale(tile, processor.rescale_factor), mean, std) for tile in tiles]
+        values = [
+            processor.normalize(processor.rescale(tile, processor.rescale_factor), mean, std).astype(np.float32)
+            for tile in tiles
+        ]
         grid = (int(found["rows"][0][0]), int(found["cols"][0][0]))
-        return ReferencePicture(as_tiles(tiles), np.stack(values).astype(np.float32), grid)
+        return ReferencePicture(as_tiles(tiles), np.stack(values), grid)
 
     def expand(picture: ReferencePicture) -> str:
         from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from export.reference.model import Parts
+from export.reference.weights import load_model
 
 
 def load_language(source: Path, config: Mapping[str, Any]) -> Parts:
-    import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    classes = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM}
+    model = load_model(classes[str(config["model_type"])], source)
     return Parts(str(config["model_type"]), language=model, tokenizer=load_tokenizer(source))
 
 

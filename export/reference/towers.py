@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from export.reference.model import Parts, ReferencePicture, UInt8, as_tiles
+from export.reference.weights import load_model
 
 
 def load_dinov2(source: Path, config: Mapping[str, Any]) -> Parts:
     """A bare tower; its pictures are square, since the tower alone says nothing of tiles."""
-    import torch
     from transformers import BitImageProcessorPil, Dinov2Model
 
-    model = Dinov2Model.from_pretrained(source, dtype=torch.float32).eval()
+    model = load_model(Dinov2Model, source)
     side = {"height": model.config.image_size, "width": model.config.image_size}
     processor = BitImageProcessorPil(size=side, do_center_crop=False)
     return Parts(
@@ -27,10 +27,9 @@ def load_dinov2(source: Path, config: Mapping[str, Any]) -> Parts:
 
 
 def load_siglip(source: Path, config: Mapping[str, Any]) -> Parts:
-    import torch
     from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
-    model = SiglipVisionModel.from_pretrained(source, dtype=torch.float32).eval()
+    model = load_model(SiglipVisionModel, source)
     side = {"height": model.config.image_size, "width": model.config.image_size}
     processor = SiglipImageProcessorPil(size=side)
     return Parts(
