@@ -162,6 +162,8 @@ class QuantEntry:
     worst_tensors: tuple[TensorError, ...]
     mean_bits_per_weight: float
     """Over all weights of the language model and the tower, scales included."""
+    tied_at_import: bool = False
+    """Whether the checkpoint stored head and embedding apart and the export joined them."""
 
 
 @dataclass(frozen=True)

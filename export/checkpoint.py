@@ -22,6 +22,7 @@ from export.checkpoints.gguf_model import open_gguf
 from export.checkpoints.hub import hub_snapshot
 from export.checkpoints.snapshot import open_snapshot, snapshot_name
 from export.checkpoints.source import Contents, TensorInfo
+from export.checkpoints.tied import tied
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -97,26 +98,34 @@ class Checkpoint:
         return values
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, tie_embeddings: bool = False) -> Checkpoint:
     """Opens `source` (see the module's description) and checks all of it except the values of the weights.
+
+    `tie_embeddings` reads a head and an embedding that are two roundings of one table as one (`checkpoints/tied.py`).
 
     Raises PackageError for a missing or damaged checkpoint, UnsupportedModelError for a sound one that is not read,
     BackendError when the package for this form is not installed.
     """
+    contents, name = _contents(source)
+    return Checkpoint(tied(contents) if tie_embeddings else contents, name)
+
+
+def _contents(source: str | Path) -> tuple[Contents, str]:
+    """What `source` holds, and its name without the machine's directories."""
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").exists() and (path / COMPOSED_NAME).exists():
-            return Checkpoint(open_composed(path / COMPOSED_NAME), path.resolve().name)
-        return Checkpoint(open_snapshot(path), snapshot_name(path))
+            return open_composed(path / COMPOSED_NAME), path.resolve().name
+        return open_snapshot(path), snapshot_name(path)
     if path.is_file():
         if path.suffix == ".gguf":
-            return Checkpoint(open_gguf(path), path.name)
+            return open_gguf(path), path.name
         if path.suffix == ".json":
-            return Checkpoint(open_composed(path), path.name)
+            return open_composed(path), path.name
         raise PackageError(f"{path} is neither a directory, nor a .gguf file, nor a composed checkpoint (.json).")
     match = _HUB_ID.fullmatch(str(source))
     if match and not path.exists():
-        return Checkpoint(open_snapshot(hub_snapshot(match[1], match[2])), str(source))
+        return open_snapshot(hub_snapshot(match[1], match[2])), str(source)
     raise PackageError(
         f"{source} does not exist; give a snapshot directory, a .gguf file, a composed .json or a Hub id."
     )

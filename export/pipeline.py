@@ -53,6 +53,8 @@ class ExportOptions:
     vision_scheme: str = DEFAULT_VISION
     overrides: tuple[Rule, ...] = ()
     """(regular expression for a whole tensor name, scheme); the first match wins, before a mix's own rules."""
+    tie_embeddings: bool = False
+    """Read a head and an embedding that are two roundings of one table as one."""
     mix_bits: float | None = None
     """Mean bits per weight of the layers' linears that a mix aims at; None takes the scheme's own."""
     context: int | None = None
@@ -79,7 +81,7 @@ def export_package(
     BackendError when the disk is too small, ParityError when a check fails.
     """
     options = options or ExportOptions()
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, tie_embeddings=options.tie_embeddings)
     spec = _with_options(arch_spec(checkpoint.config, checkpoint.files), options)
     language = _language(spec, checkpoint)
     plan = QuantPlan(
@@ -98,6 +100,7 @@ def export_package(
         for relative, data in _carried_files(checkpoint, options).items():
             writer.write(relative, data)
         manifest = _manifest(name, checkpoint, spec, plan, built, writer.files(_bytes_hashed(writer, progress)))
+        manifest = replace(manifest, quant=replace(manifest.quant, tied_at_import=options.tie_embeddings))
         manifest = _with_device_files(manifest, writer)
         manifest = _verified(manifest, writer, source, options, progress)
         base_model = checkpoint.source if "/" in checkpoint.source else None

@@ -90,7 +90,11 @@ def _answer(scratch: Path) -> dict[str, Any]:
     request = json.loads((scratch / REQUEST).read_text(encoding="utf-8"))
     package = Package(Path(request["package"]), from_json(Manifest, request["manifest"], "manifest"))
     try:
-        reference = load_reference(request["source"], chat_template=request["chat_template"])
+        reference = load_reference(
+            request["source"],
+            chat_template=request["chat_template"],
+            tie_embeddings=package.manifest.quant.tied_at_import,
+        )
         entries = [*parity.check_pictures(package, reference), *parity.check_prompt_ids(package, reference)]
         write_expected(parity.expect(reference), scratch / EXPECTED)
     except errors.EdgeVLMError as error:

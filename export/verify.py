@@ -111,7 +111,7 @@ def _verify(
     progress: Progress | None,
     n_positions: int,
 ) -> tuple[ParityEntry, ...]:
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, tie_embeddings=package.manifest.quant.tied_at_import)
     spec = arch_spec(checkpoint.config, checkpoint.files)
     entries: list[ParityEntry] = []
     expected: parity.Expected | None = None

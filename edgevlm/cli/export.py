@@ -55,6 +55,11 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="scheme of the tensors whose name matches the regular expression; the first match wins; may be repeated",
     )
     parser.add_argument(
+        "--tie-embeddings",
+        action="store_true",
+        help="store head and embedding once, where the checkpoint holds two roundings of one table",
+    )
+    parser.add_argument(
         "--mix-bits", type=number(float, 4, 9), metavar="X", help="mean bits per weight that w4g32-mix aims at"
     )
     parser.add_argument(
@@ -91,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         vision_scheme=args.vision_scheme,
         overrides=tuple(args.override),
         mix_bits=args.mix_bits,
+        tie_embeddings=args.tie_embeddings,
         max_tiles=args.max_tiles,
         context=args.context,
         force=args.force,

@@ -16,10 +16,12 @@ from export.reference.model import Parts, Reference
 from export.reference.towers import load_dinov2, load_siglip
 
 
-def load_reference(source: str | Path, *, chat_template: str | None = None) -> Reference:
+def load_reference(
+    source: str | Path, *, chat_template: str | None = None, tie_embeddings: bool = False
+) -> Reference:
     """Loads a snapshot directory, a GGUF file, a composed checkpoint or a Hub id `org/name[@revision]`.
 
-    `chat_template` replaces the checkpoint's own.
+    `chat_template` replaces the checkpoint's own; `tie_embeddings` lets the embedding be the head's table.
 
     Raises:
         PackageError: `source` is a local path without a config.
@@ -32,7 +34,15 @@ def load_reference(source: str | Path, *, chat_template: str | None = None) -> R
     parts = _load(source)
     if chat_template is not None and parts.tokenizer is not None:
         parts.tokenizer.chat_template = chat_template
+    if tie_embeddings and parts.language is not None:
+        parts.language.set_input_embeddings(_embedding_of(parts.language.get_output_embeddings()))
     return Reference(parts)
+
+
+def _embedding_of(head: Any) -> Any:
+    import torch
+
+    return torch.nn.Embedding.from_pretrained(head.weight.data, freeze=True)
 
 
 def _load(source: str | Path) -> Parts:
