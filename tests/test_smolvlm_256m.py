@@ -33,4 +33,5 @@ def test_exports_within_memory_and_answers_about_a_picture(tmp_path: Path) -> No
     allowed = result.largest_tensor_bytes + benchmark.MAX_EXPORT_BYTES_ABOVE_LARGEST
     assert result.export_peak_bytes < allowed
     assert result.verify_export_peak_bytes < allowed
+    assert result.reference_export_peak_bytes is None or result.reference_export_peak_bytes < allowed
     assert result.picture_tiles > 1 and result.picture_answer_tokens > 0
