@@ -86,4 +86,86 @@ EV_API ev_status ev_restore(ev_context *context, const void *bytes, int64_t size
 /* Makes the running call return EV_CANCELLED at the next chunk. Safe from any thread. */
 EV_API void ev_cancel(ev_context *context);
 
+/* ---- Pictures: how one is cut, and its pixels as the tower reads them ----
+ *
+ * The same plans and the same pixels, to the bit, as edgevlm/tiling.py and edgevlm/image.py, and so as Pillow and
+ * transformers. None of these calls allocates, and none needs a model; calls with their own buffers may run at the
+ * same time. Sizes are (height, width) in pixels. */
+
+enum { EV_SCHEME_SQUARE = 0, EV_SCHEME_RELAXED = 1, EV_SCHEME_TILE_GRID = 2, EV_SCHEME_INTERNVL = 3, EV_SCHEME_LLAVA_NEXT = 4 };
+enum { EV_NEAREST = 0, EV_LANCZOS = 1, EV_BILINEAR = 2, EV_BICUBIC = 3 }; /* PIL's numbers */
+enum { EV_THUMBNAIL_NONE = 0, EV_THUMBNAIL_FIRST = 1, EV_THUMBNAIL_LAST = 2 };
+enum { EV_MAX_PINPOINTS = 64, EV_MAX_PICTURE_SIDE = 65535 };
+
+/* The package's processor, field by field as in edgevlm.json; the caller fills it. */
+typedef struct {
+    int32_t scheme, tile_px, resample, thumbnail;
+    int32_t max_rows, max_cols, max_tiles;
+    int32_t longest_edge_px;                      /* 0: none */
+    int32_t n_pinpoints;
+    int32_t grid_pinpoints[EV_MAX_PINPOINTS][2];
+    double relaxed_alpha;                         /* at most six decimals, since it is read as the decimal that it is */
+    double rescale_factor, image_mean[3], image_std[3];
+} ev_image_spec;
+
+/* What happens to one picture; filled by ev_plan_tiles. */
+typedef struct {
+    int32_t scheme, tile_px;
+    int32_t height, width;                        /* of the upright picture */
+    int32_t grid_rows, grid_cols;
+    int32_t n_resizes, resizes[2][2];             /* one after the other; the last one is placed on the canvas */
+    int32_t offset[2];                            /* top, left of the resized picture on the canvas */
+    int32_t thumbnail;                            /* EV_THUMBNAIL_NONE: there is none */
+    int32_t n_tiles;                              /* with the thumbnail */
+} ev_tile_plan;
+
+/* Plans an upright picture. max_tiles lowers the number of grid tiles, 0 leaves it to the spec. EV_ERROR_USAGE for a
+ * size below 1 or a spec with a value out of range. */
+EV_API ev_status ev_plan_tiles(int32_t height, int32_t width, const ev_image_spec *spec, int32_t max_tiles,
+                               ev_tile_plan *plan);
+
+/* Pixels as a decoder gives them: rows of `row_bytes`, pixels of 3 bytes (R G B) or 4 (R G B and one that is ignored). */
+typedef struct {
+    const uint8_t *pixels;
+    int64_t size_bytes, row_bytes;
+    int32_t height, width;                        /* as stored, at most EV_MAX_PICTURE_SIDE */
+    int32_t pixel_bytes;
+    int32_t orientation;                          /* EXIF 1 to 8; any other number counts as 1 */
+} ev_picture;
+
+/* Size of the picture once it stands upright: what ev_plan_tiles takes. */
+EV_API void ev_upright_size(int32_t height, int32_t width, int32_t orientation, int32_t *upright_height,
+                            int32_t *upright_width);
+/* Bytes of scratch that ev_prepare_tiles needs for any range of tiles of this plan. */
+EV_API ev_status ev_image_scratch_bytes(const ev_image_spec *spec, const ev_tile_plan *plan, int64_t *size_bytes);
+/* Writes tiles tile_begin to tile_end - 1 in the prompt's order: `tiles` uint8 (n, S, S, 3) or `pixels` normalised
+ * float32 (n, 3, S, S), either NULL, of exactly the size given. Only the rows that these tiles show are resized, so
+ * that batches cost no more than the whole. EV_ERROR_USAGE when a size does not fit or the plan is another picture's. */
+EV_API ev_status ev_prepare_tiles(const ev_picture *picture, const ev_image_spec *spec, const ev_tile_plan *plan,
+                                  int32_t tile_begin, int32_t tile_end, uint8_t *tiles, int64_t tiles_bytes,
+                                  float *pixels, int64_t pixels_bytes, void *scratch, int64_t scratch_bytes);
+
+/* ---- The next token: the same one as edgevlm/sampling.py for the same logits, history and seed ---- */
+
+typedef struct ev_sampler ev_sampler;
+
+/* Filters in this order: repetition_penalty, temperature, top_k, top_p, min_p. Greedy with temperature 0. */
+typedef struct {
+    double temperature;                           /* 0, or at least 0.001 */
+    int32_t top_k;                                /* 0: off */
+    double top_p, min_p;                          /* 1 and 0: off */
+    double repetition_penalty;                    /* 1: off */
+    uint64_t seed;
+} ev_sampling_params;
+
+/* The one call that allocates: 12 bytes per entry of the vocabulary. */
+EV_API ev_status ev_sampler_new(int32_t vocab_size, ev_sampler **sampler);
+/* Takes new parameters and begins the stream of random numbers of their seed. Greedy before the first call. */
+EV_API ev_status ev_sampler_begin(ev_sampler *sampler, const ev_sampling_params *params);
+/* `logits` (vocab_size); `history` holds every id so far, the prompt included. EV_ERROR_BACKEND when the largest logit
+ * is not finite or one is not a number. */
+EV_API ev_status ev_sampler_next(ev_sampler *sampler, const float *logits, const int32_t *history, int32_t n_history,
+                                 int32_t *token);
+EV_API void ev_sampler_free(ev_sampler *sampler);
+
 #endif
