@@ -108,11 +108,18 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
 
 
 def resize(image: NDArray[np.uint8], height_px: int, width_px: int, resample: Resample) -> NDArray[np.uint8]:
-    """Return `image` (H, W, 3) resized by Pillow's antialiased filter, the one that the models were trained with."""
+    """Return `image` (H, W, 3) resized by Pillow's antialiased filter, the one that the models were trained with.
+
+    Vertically first where Pillow 13 does so, whatever Pillow is installed: older ones never do, and the order shows in
+    single levels.
+    """
     if image.shape[:2] == (height_px, width_px):
         return image
-    resized = Image.fromarray(image).resize((width_px, height_px), _RESAMPLE[resample])
-    return np.asarray(resized)
+    picture, method = Image.fromarray(image), _RESAMPLE[resample]
+    shorter_px, narrower_px = picture.height - height_px, picture.width - width_px
+    if shorter_px > 0 and shorter_px > 2 * narrower_px:
+        picture = picture.resize((picture.width, height_px), method)
+    return np.asarray(picture.resize((width_px, height_px), method))
 
 
 def normalize(tiles: NDArray[np.uint8], spec: ProcessorSpec) -> NDArray[np.float32]:

@@ -2,11 +2,17 @@
 
 Order: repetition penalty, temperature, top-k, top-p, min-p (transformers 5.24, generation/utils.py
 `_get_logits_processor`). Excluded tokens become -inf. Temperature 0 is greedy and ignores what follows the penalty.
+
+The C engine's sampler (engine/sampler.c) returns the same token for the same logits, history and seed, on every
+machine. Therefore a token's weight is a whole number, round(2^38 exp(logit - largest)), so that no sum depends on its
+order; exp is a fixed sequence of float64 operations; and random numbers are SplitMix64, whose state begins at
+mix(seed). A token less likely than 2^-39 of the likeliest has weight 0.
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.backends.session import Float32, Int64
-from edgevlm.errors import UsageError
+from edgevlm.errors import BackendError, UsageError
 
 NEGATIVE_INFINITY = np.float32(-np.inf)
 MIN_TEMPERATURE = 1e-3
 """Below it float32 logits overflow before the softmax; 0 says greedy."""
+WEIGHT_BITS = 38
+"""Weights of 2^24 tokens, the largest vocabulary, then add up to at most 2^62."""
+SMALLEST_EXPONENT = -28.0
+"""exp of less is below half a unit of a weight."""
+SEED_BITS = 64
+
+_LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.a39ef35793c76p-33")
+"""ln 2 in two parts; whole multiples of the first are exact."""
+_ROUND_SHIFT = 1.5 * 2.0**52
+_MASK = (1 << SEED_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    """None draws a new seed for each generation."""
+    """Below 2^64. None draws a new seed for each generation."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value outside its range."""
@@ -43,7 +59,7 @@ class SamplingParams:
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
         penalty = self.repetition_penalty
         _require(math.isfinite(penalty) and penalty > 0, "repetition_penalty", penalty, "> 0")
-        _require(self.seed is None or self.seed >= 0, "seed", self.seed, ">= 0")
+        _require(self.seed is None or 0 <= self.seed <= _MASK, "seed", self.seed, "0 to 2^64 - 1")
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -82,32 +98,70 @@ def keep_top_p(logits: Float32, top_p: float) -> Float32:
     Source: TopPLogitsWarper. Tokens equal to the last one kept stay too: which of several equal ones transformers
     keeps depends on its sort.
     """
-    ascending = np.sort(logits)
-    mass = np.cumsum(softmax(ascending))
-    n_removed = int(np.searchsorted(mass, 1.0 - top_p, side="right"))
-    threshold = ascending[min(n_removed, logits.size - 1)]
-    return np.where(logits < threshold, NEGATIVE_INFINITY, logits)
+    weights = token_weights(logits)
+    ascending = np.sort(weights)
+    mass = np.cumsum(ascending)
+    total = int(mass[-1])
+    limit = min(int((1.0 - top_p) * float(total)), total - 1)
+    threshold = ascending[int(np.searchsorted(mass, limit, side="right"))]
+    return np.where(weights < threshold, NEGATIVE_INFINITY, logits)
 
 
 def keep_min_p(logits: Float32, min_p: float) -> Float32:
     """Returns logits with every token less likely than `min_p` times the most likely excluded (MinPLogitsWarper)."""
-    probabilities = softmax(logits)
-    return np.where(probabilities < min_p * probabilities.max(), NEGATIVE_INFINITY, logits)
+    return np.where(token_weights(logits) < min_p * 2.0**WEIGHT_BITS, NEGATIVE_INFINITY, logits)
 
 
-def softmax(logits: Float32) -> NDArray[np.float64]:
-    """Returns probabilities in float64, so that sums over a vocabulary do not depend on its order."""
-    weights = np.exp(logits.astype(np.float64) - np.float64(logits.max()))
-    total: np.float64 = weights.sum()
-    return np.divide(weights, total)
+def exponential(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns exp(x) for x from SMALLEST_EXPONENT to 0: x = n ln 2 + r, then Taylor's series of r up to r^13."""
+    n = (x * float.fromhex("0x1.71547652b82fep+0") + _ROUND_SHIFT) - _ROUND_SHIFT
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    total = np.full_like(r, 1.0 / math.factorial(13))
+    for power in range(12, -1, -1):
+        total *= r
+        total += 1.0 / math.factorial(power)
+    return np.ldexp(total, n.astype(np.int32))
 
 
-def draw(logits: Float32, generator: np.random.Generator) -> int:
+def token_weights(logits: Float32) -> Int64:
+    """Returns the tokens' weights: whole numbers, 2^38 for the likeliest, 0 for what is excluded.
+
+    Raises BackendError when the largest logit is not finite or one is not a number.
+    """
+    largest = logits.max()
+    if not np.isfinite(largest):
+        raise BackendError(f"the largest logit is {largest}; a token can be chosen from finite numbers only")
+    below = logits.astype(np.float64) - np.float64(largest)
+    is_counted = below >= SMALLEST_EXPONENT
+    weights = np.zeros(logits.shape, np.int64)
+    weights[is_counted] = (exponential(below[is_counted]) * 2.0**WEIGHT_BITS + 0.5).astype(np.int64)
+    return weights
+
+
+def draw(logits: Float32, random: RandomNumbers) -> int:
     """Returns one id by inverting the cumulative distribution at one uniform number."""
-    candidates = np.flatnonzero(logits > NEGATIVE_INFINITY)
-    cumulative = np.cumsum(softmax(logits[candidates]))
-    index = int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
-    return int(candidates[min(index, candidates.size - 1)])
+    cumulative = np.cumsum(token_weights(logits))
+    place = random() * int(cumulative[-1]) >> SEED_BITS
+    return int(np.searchsorted(cumulative, place, side="right"))
+
+
+def mix(value: int) -> int:
+    """Returns SplitMix64's scrambling of a 64-bit number (Steele, Lea, Flood, OOPSLA 2014)."""
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
+    return value ^ value >> 31
+
+
+class RandomNumbers:
+    """A seeded stream of uniform 64-bit numbers: SplitMix64, begun at mix(seed)."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = mix(seed)
+
+    def __call__(self) -> int:
+        """Returns the next number, 0 to 2^64 - 1."""
+        self._state = self._state + 0x9E3779B97F4A7C15 & _MASK
+        return mix(self._state)
 
 
 class Sampler:
@@ -115,7 +169,7 @@ class Sampler:
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
-        self._generator = np.random.default_rng(params.seed)
+        self._random = RandomNumbers(secrets.randbits(SEED_BITS) if params.seed is None else params.seed)
 
     def __call__(self, logits: Float32, history: Int64 | Sequence[int]) -> int:
         """Returns the next id. `logits` (vocab,); `history` holds every id so far, the prompt included."""
@@ -124,7 +178,7 @@ class Sampler:
             logits = apply_repetition_penalty(logits, np.asarray(history, dtype=np.int64), params.repetition_penalty)
         if params.temperature == 0.0:
             return int(logits.argmax())
-        return draw(self.filter(logits), self._generator)
+        return draw(self.filter(logits), self._random)
 
     def filter(self, logits: Float32) -> Float32:
         """Returns logits after temperature, top-k, top-p and min-p."""

@@ -48,6 +48,7 @@ class Segment(ctypes.Structure):
 
 _POINTER = ctypes.c_void_p
 _INT = ctypes.c_int32
+_LONG = ctypes.c_int64
 # name: (result, arguments); a result of None means ev_status.
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ev_abi_version": (_INT, ()),
@@ -69,6 +70,17 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ev_snapshot": (None, (_POINTER, _POINTER, ctypes.c_int64)),
     "ev_restore": (None, (_POINTER, _POINTER, ctypes.c_int64)),
     "ev_cancel": (_INT, (_POINTER,)),
+    "ev_plan_tiles": (None, (_INT, _INT, _POINTER, _INT, _POINTER)),
+    "ev_upright_size": (_INT, (_INT, _INT, _INT, _POINTER, _POINTER)),
+    "ev_image_scratch_bytes": (None, (_POINTER, _POINTER, _POINTER)),
+    "ev_prepare_tiles": (
+        None,
+        (_POINTER, _POINTER, _POINTER, _INT, _INT, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _LONG),
+    ),
+    "ev_sampler_new": (None, (_INT, _POINTER)),
+    "ev_sampler_begin": (None, (_POINTER, _POINTER)),
+    "ev_sampler_next": (None, (_POINTER, _POINTER, _POINTER, _INT, _POINTER)),
+    "ev_sampler_free": (_INT, (_POINTER,)),
 }
 
 

@@ -21,13 +21,19 @@ int32_t ev_axis_taps(int32_t n_in, int32_t n_out, int32_t resample);
 /* Fills the tables of `axis`; `room` holds `taps` doubles. */
 void ev_axis_fill(ev_axis *axis, int32_t resample, double *room);
 
-/* Rows that are resampled horizontally together: their bytes lie side by side, one vector instruction wide. */
-enum { EV_ROWS = 16 };
+enum {
+    EV_ROWS = 16,     /* rows that are resampled horizontally together: their bytes lie side by side */
+    EV_ROW_ALIGN = 64 /* length of a row buffer is a multiple of it */
+};
 
-/* Resamples EV_ROWS rows at once. `block` (n_in, 3, EV_ROWS) holds their pixels; output columns begin..end-1 go to
- * rows[r] (n_out, 3). */
-void ev_resample_columns(const ev_axis *axis, const uint8_t *block, int32_t begin, int32_t end, uint8_t *const *rows);
-/* One output row: the sum of n rows (of `bytes` bytes), weighted. `sums` holds `bytes` int32. */
-void ev_resample_rows(const uint8_t *const *rows, const int32_t *weights, int32_t n, int32_t bytes, int32_t *sums, uint8_t *out);
+/* The two sums, as this CPU does them best; the results are the same. */
+typedef struct {
+    /* EV_ROWS rows at once: `block` (n_in, 3, EV_ROWS) holds their pixels; columns begin..end-1 go to rows[r] (n_out, 3). */
+    void (*columns)(const ev_axis *axis, const uint8_t *block, int32_t begin, int32_t end, uint8_t *const *rows);
+    /* Bytes begin..end-1 (multiples of EV_ROW_ALIGN) of the weighted sum of n rows. */
+    void (*row)(const uint8_t *const *rows, const int32_t *weights, int32_t n, int32_t begin, int32_t end, uint8_t *out);
+} ev_sums;
+
+ev_sums ev_pick_sums(void);
 
 #endif

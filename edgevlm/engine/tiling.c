@@ -11,6 +11,7 @@ enum {
     MAX_TILE = 4096,
     MAX_GRID = 64,          /* rows or columns of `relaxed` */
     MAX_TILES = 4096,
+    MAX_GRID_TILES = 1 << 20,
     MAX_EDGE = 1 << 16,
     IDEFICS3_MAX_EDGE = 4096 /* transformers 5.24, idefics3/image_processing_pil_idefics3.py, MAX_IMAGE_SIZE */
 };
@@ -268,6 +269,7 @@ ev_status ev_plan_tiles(int32_t height, int32_t width, const ev_image_spec *spec
         stretch(spec, plan, 1, 1);
     }
     const int64_t n_grid = (int64_t)plan->grid_rows * plan->grid_cols;
+    if (n_grid > MAX_GRID_TILES) return ev_fail(EV_ERROR_USAGE, "a grid of %lld tiles is larger than any tower reads", (long long)n_grid);
     const int wanted = spec->scheme == EV_SCHEME_LLAVA_NEXT || (spec->scheme != EV_SCHEME_SQUARE && n_grid > 1);
     plan->thumbnail = wanted ? spec->thumbnail : EV_THUMBNAIL_NONE;
     plan->n_tiles = (int32_t)(n_grid + (plan->thumbnail != EV_THUMBNAIL_NONE));
