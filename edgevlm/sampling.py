@@ -28,7 +28,7 @@ MIN_TEMPERATURE = 1e-3
 WEIGHT_BITS = 38
 """Weights of 2^24 tokens, the largest vocabulary, then add up to at most 2^62."""
 SMALLEST_EXPONENT = -28.0
-"""exp of less is below half a unit of a weight."""
+"""exp of this is below half a unit of a weight; less counts as this."""
 SEED_BITS = 64
 
 _LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.a39ef35793c76p-33")
@@ -99,7 +99,7 @@ def keep_top_p(logits: Float32, top_p: float) -> Float32:
     keeps depends on its sort.
     """
     weights = token_weights(logits)
-    ascending = np.sort(weights)
+    ascending = np.sort(weights[weights > 0])
     mass = np.cumsum(ascending)
     total = int(mass[-1])
     limit = min(int((1.0 - top_p) * float(total)), total - 1)
@@ -131,11 +131,16 @@ def token_weights(logits: Float32) -> Int64:
     largest = logits.max()
     if not np.isfinite(largest):
         raise BackendError(f"the largest logit is {largest}; a token can be chosen from finite numbers only")
-    below = logits.astype(np.float64) - np.float64(largest)
-    is_counted = below >= SMALLEST_EXPONENT
-    weights = np.zeros(logits.shape, np.int64)
-    weights[is_counted] = (exponential(below[is_counted]) * 2.0**WEIGHT_BITS + 0.5).astype(np.int64)
-    return weights
+    kept = np.flatnonzero(logits > NEGATIVE_INFINITY)
+    if 4 * kept.size < logits.size:  # behind a top-k: the few that are left, alone
+        few = np.zeros(logits.shape, np.int64)
+        few[kept] = token_weights(logits[kept])
+        return few
+    below = np.subtract(logits, largest, dtype=np.float64)
+    weights = exponential(np.maximum(below, SMALLEST_EXPONENT, out=below))
+    weights *= 2.0**WEIGHT_BITS
+    weights += 0.5
+    return weights.astype(np.int64)
 
 
 def draw(logits: Float32, random: RandomNumbers) -> int:

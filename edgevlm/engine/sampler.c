@@ -11,7 +11,7 @@
 #pragma STDC FP_CONTRACT OFF
 #endif
 
-/* exp of less is below half a unit of a weight. */
+/* exp of this is below half a unit of a weight; less counts as this. */
 static const double SMALLEST = -28.0;
 
 __extension__ typedef unsigned __int128 ev_uint128;
@@ -41,7 +41,7 @@ static double exponential(double x) {
         1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0, 1.0 / 5040.0,
         1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0};
     const double shift = 0x1.8p52;
-    if (x < SMALLEST) return 0.0;
+    if (x < SMALLEST) x = SMALLEST;
     const double n = (x * 0x1.71547652b82fep+0 + shift) - shift;
     const double r = (x - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
     double sum = inverse_factorials[0];

@@ -226,3 +226,12 @@ def test_normalize_is_the_processors_arithmetic(name: str) -> None:
 def test_resize_keeps_an_image_of_the_right_size() -> None:
     assert resize(NOISE, 30, 40, "bicubic") is NOISE
     assert resize(NOISE, 15, 50, "lanczos").shape == (15, 50, 3)
+
+
+def test_tall_pictures_are_resized_vertically_first_under_any_pillow() -> None:
+    """A picture that loses more than twice as much height as width; in the other order its levels differ by a few."""
+    found = resize(NOISE[:, :20], 8, 16, "bicubic")  # 30 x 20 to 8 x 16
+    np.testing.assert_array_equal(found, resize(resize(NOISE[:, :20], 8, 20, "bicubic"), 8, 16, "bicubic"))
+    assert not np.array_equal(found, resize(resize(NOISE[:, :20], 30, 16, "bicubic"), 8, 16, "bicubic"))
+    other = resize(NOISE, 20, 32, "bicubic")  # 30 x 40 to 20 x 32: 10 rows are not more than twice 8 columns
+    np.testing.assert_array_equal(other, resize(resize(NOISE, 30, 32, "bicubic"), 20, 32, "bicubic"))

@@ -8,17 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgevlm.errors import UsageError
+from edgevlm.errors import BackendError, UsageError
 from edgevlm.sampling import (
+    SMALLEST_EXPONENT,
+    WEIGHT_BITS,
+    RandomNumbers,
     Sampler,
     SamplingParams,
     apply_repetition_penalty,
     apply_temperature,
     draw,
+    exponential,
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    softmax,
+    token_weights,
 )
 
 
@@ -88,13 +92,45 @@ def test_filters_work_on_what_the_one_before_left() -> None:
 
 
 def test_draw_follows_the_distribution() -> None:
+    """Chi-square; the bound is the 0.9999 quantile of two degrees of freedom."""
     logits = np.array([0.0, -np.inf, 1.0, 2.0, -np.inf], np.float32)
-    generator = np.random.default_rng(0)
-    counts = np.bincount([draw(logits, generator) for _ in range(20_000)], minlength=5)
+    random = RandomNumbers(0)
+    counts = np.bincount([draw(logits, random) for _ in range(20_000)], minlength=5)
     assert counts[1] == counts[4] == 0
-    expected = softmax(logits) * 20_000
-    assert (np.abs(counts - expected) < 4 * np.sqrt(expected + 1)).all()
-    assert (np.abs(counts - 20_000 / 3)[[0, 2, 3]] > 200).any()  # and not the uniform one
+    some = [0, 2, 3]
+    expected = np.array(probabilities(logits[some])) * 20_000
+    assert ((counts[some] - expected) ** 2 / expected).sum() < 18.5
+    assert ((counts[some] - 20_000 / 3) ** 2 / (20_000 / 3)).sum() > 1_000  # and not the uniform one
+
+
+def test_exponential_is_within_three_units_in_the_last_place() -> None:
+    x = np.append(np.random.default_rng(0).uniform(SMALLEST_EXPONENT, 0, 20_000), [0.0, SMALLEST_EXPONENT])
+    expected = np.exp(x)
+    assert (np.abs(exponential(x) - expected) <= 3 * np.spacing(expected)).all()
+    assert exponential(np.zeros(1))[0] == 1.0
+
+
+def test_weights_are_whole_and_the_likeliest_has_them_all() -> None:
+    logits = logits_of(4)
+    weights = token_weights(logits)
+    assert weights.dtype == np.int64 and weights.max() == 1 << WEIGHT_BITS
+    np.testing.assert_allclose(weights / weights.sum(), probabilities(logits), atol=1e-11, rtol=0)
+    far = np.array([0, -27, -27.1, -np.inf], np.float32)
+    assert token_weights(far).tolist() == [1 << WEIGHT_BITS, 1, 0, 0]
+
+
+def test_nearly_equal_seeds_give_unrelated_numbers() -> None:
+    first = [RandomNumbers(seed)() for seed in range(2_000)]
+    bits = np.array([[number >> bit & 1 for bit in range(64)] for number in first])
+    assert (np.abs(bits.mean(axis=0) - 0.5) < 0.06).all()  # five deviations
+    flips = (bits[1:] != bits[:-1]).mean(axis=0)
+    assert (np.abs(flips - 0.5) < 0.06).all()
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
+def test_logits_without_a_finite_largest_are_refused(bad: list[float]) -> None:
+    with pytest.raises(BackendError, match="largest logit"):
+        Sampler(SamplingParams(temperature=1.0, seed=0))(np.array(bad, np.float32), [])
 
 
 def test_equal_seeds_give_equal_tokens() -> None:
@@ -126,6 +162,7 @@ def test_temperature_zero_is_greedy_after_the_penalty() -> None:
         {"repetition_penalty": 0.0},
         {"repetition_penalty": math.inf},
         {"seed": -1},
+        {"seed": 2**64},
     ],
 )
 def test_values_outside_their_range_are_refused(wrong: dict[str, Any]) -> None:
