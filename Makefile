@@ -142,7 +142,10 @@ deps: ## install the optional Debian tools (tests that need them skip without)
 	fi
 
 golden: $(VENV_REFERENCE)/.reference ## make the golden files again from transformers
-	for script in tests/golden/make_*.py; do echo "$$script"; $(VENV_REFERENCE)/bin/python "$$script"; done
+	for script in tests/golden/make_*.py; do
+	  echo "$$script"
+	  EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m "tests.golden.$$(basename "$$script" .py)"
+	done
 
 parity: $(VENV_REFERENCE)/.reference ## write README's parity table
 	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m tests.parity_table --write

@@ -1,12 +1,11 @@
 """Makes gguf_tokenizer_<name>.json.gz: ids of llama.cpp's own tokenizer, loaded vocabulary-only.
 
-    python tests/golden/make_gguf_tokenizer.py smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
-    python tests/golden/make_gguf_tokenizer.py qwen2 qwen05.gguf
-    python tests/golden/make_gguf_tokenizer.py tiny     (the vocabularies of tests/tiny_gguf.py)
+    python -m tests.golden.make_gguf_tokenizer [tiny] [smollm2] [qwen2]
 
-Needs `pip install xllamacpp` (llama.cpp as one shared library; its C functions are called directly). Per mode the
-file holds one sha256 for each 100 strings and all ids of the first ones. The strings come from
-tests/tokenizer_strings.py, whose output is pinned by a hash, too.
+`tiny` are the vocabularies of tests/tiny_gguf.py, the others those of the real weights of tests/weights.py. Needs
+xllamacpp (llama.cpp as one shared library; its C functions are called directly); without it the files stay as they
+are, and a line says so. Per mode a file holds one sha256 for each 100 strings and all ids of the first ones. The
+strings come from tests/tokenizer_strings.py, whose output is pinned by a hash, too.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("tiny", "smollm2", "qwen2")
 BLOCK = 100
 MODES = (("special", True, False), ("plain", False, False), ("framed", True, True))
 """Name, whether special tokens in the text are recognised, whether BOS and EOS are added."""
@@ -47,10 +46,7 @@ class LlamaCppTokenizer:
     """llama.cpp's tokenizer of one GGUF file."""
 
     def __init__(self, path: Path) -> None:
-        spec = importlib.util.find_spec("xllamacpp.xllamacpp")
-        if spec is None or spec.origin is None:
-            raise SystemExit("xllamacpp is not installed: pip install xllamacpp.")
-        lib = self._lib = ctypes.CDLL(spec.origin)
+        lib = self._lib = ctypes.CDLL(_library())
         lib.llama_model_default_params.restype = ModelParams
         lib.llama_model_load_from_file.restype = ctypes.c_void_p
         lib.llama_model_load_from_file.argtypes = [ctypes.c_char_p, ModelParams]
@@ -104,27 +100,41 @@ def golden_of(path: Path, n_strings: int, n_full: int) -> dict[str, Any]:
     return {"n_strings": n_strings, "strings_sha256": strings_sha256, "special": special, "modes": modes}
 
 
-def main() -> None:
-    sys.path.insert(0, str(ROOT))
+def _library() -> str | None:
+    if importlib.util.find_spec("xllamacpp") is None:
+        return None
+    spec = importlib.util.find_spec("xllamacpp.xllamacpp")
+    return None if spec is None else spec.origin
+
+
+def write_golden(name: str) -> None:
+    """Makes one of the files."""
+    from tests import tiny_gguf, weights
+
     golden: dict[str, Any] = {
         "made_with": {"xllamacpp": importlib.metadata.version("xllamacpp"), "python": platform.python_version()},
     }
-    name = sys.argv[1]
     if name == "tiny":
-        from tests.tiny_gguf import variants, write_model
-
         with tempfile.TemporaryDirectory() as scratch:
-            for variant, vocabulary in variants().items():
+            for variant, vocabulary in tiny_gguf.variants().items():
                 path = Path(scratch) / f"{variant}.gguf"
-                write_model(path, vocabulary=vocabulary)
+                tiny_gguf.write_model(path, vocabulary=vocabulary)
                 golden[variant] = golden_of(path, 1000, 20)
     else:
-        path = Path(sys.argv[2])
+        path = {"smollm2": weights.smollm2_135m, "qwen2": weights.qwen2_coder_0_5b}[name]()
         golden["gguf_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
         golden |= golden_of(path, 10_000, 200)
     out = Path(__file__).with_name(f"gguf_tokenizer_{name}.json.gz")
     out.write_bytes(gzip.compress(json.dumps(golden, ensure_ascii=False).encode(), mtime=0))
     print(f"{out.name}: {out.stat().st_size:,} bytes")
+
+
+def main() -> None:
+    if _library() is None:
+        print(f"left as they are: {', '.join(NAMES)}; making them needs xllamacpp: pip install xllamacpp")
+        return
+    for name in sys.argv[1:] or NAMES:
+        write_golden(name)
 
 
 if __name__ == "__main__":

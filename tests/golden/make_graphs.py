@@ -1,6 +1,6 @@
 """Remakes tests/golden/graphs.npz: what transformers computes in fp32 on the tiny checkpoints of tests/tiny.py.
 
-    python tests/golden/make_graphs.py
+    python -m tests.golden.make_graphs
 
 Per case: vision features, logits of a prompt, 32 greedy tokens; the versions are stored in the file. Needs torch and
 transformers. The composed reference model `bluelm_v` is built here from transformers' Dinov2Model and LlamaForCausalLM.
