@@ -11,6 +11,7 @@ from tvm_schedules.elementwise.embed import embed
 from tvm_schedules.elementwise.quantise_rows import Norm, quantise_rows
 from tvm_schedules.gemm.weight_codes import gemm
 from tvm_schedules.targets import Variant
+from tvm_schedules.tower_kernels import TOWER_ARCHS, tower_kernels
 
 GROUPS = (32, 64, 128)
 HEAD_DIMS = (64, 128)
@@ -41,6 +42,8 @@ def kernel_set(variant: Variant) -> dict[str, Any]:
                 kernels[f"gemm_{code}_swiglu_{tile_name}"] = gemm(variant, tile, bits, group, zero_point, swiglu=True)
     for head_dim in HEAD_DIMS:
         kernels |= attention_kernels(variant, head_dim)
+    if variant.arch in TOWER_ARCHS:
+        kernels |= tower_kernels(variant)
     return kernels
 
 

@@ -50,6 +50,25 @@ def read_matrix(graph: OnnxGraph, node: Node) -> Matrix:
     )
 
 
+def padded_matrix(graph: OnnxGraph, node: Node) -> Matrix:
+    """Reads the weight of a MatMulNBits node as symmetric 8-bit codes, K padded with zeros to whole blocks.
+
+    Raises UnsupportedModelError for a block that no kernel has.
+    """
+    n, k = int(node.attributes["N"]), int(node.attributes["K"])
+    bits, block = int(node.attributes["bits"]), int(node.attributes["block_size"])
+    if block not in GROUPS or bits not in (4, 8):
+        raise UnsupportedModelError(
+            f"{node.name}: {bits} bits in blocks of {block}; the engine's tower takes 4 or 8 bits in blocks of {GROUPS}"
+        )
+    width = -(-k // block) * block
+    zeros = graph.array(node.inputs[3]) if node.input(3) else None
+    matrix = matrix_from_blocks(
+        node.name, graph.array(node.inputs[1]), graph.array(node.inputs[2]), zeros, n, width, bits, block
+    )
+    return matrix if bits == 8 and zeros is None else _promote(matrix)
+
+
 def matrix_from_blocks(
     name: str,
     packed: NDArray[np.uint8],
@@ -110,10 +129,10 @@ def interleave(gate: Matrix, up: Matrix) -> Matrix:
     return Matrix(both.name, both.codes[order], both.scales[order], zeros, both.bits, both.group)
 
 
-def store(weights: WeightsFile, matrix: Matrix) -> dict[str, Any]:
-    """Packs and writes `matrix`; returns the fields of an Op: n, k, bits, group and the offsets."""
+def store(weights: WeightsFile, matrix: Matrix, columns: int = COLUMN_MULTIPLE) -> dict[str, Any]:
+    """Packs and writes `matrix`, N padded to `columns`; returns the fields of an Op: n, k, bits, group and the offsets."""
     n, k = matrix.shape
-    padded = -(-n // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    padded = -(-n // columns) * columns
     pack = layouts.pack_int4_x86 if matrix.bits == 4 else layouts.pack_int8_x86
     return {
         "n": padded,

@@ -1,4 +1,4 @@
-"""plan.bin and weights.bin: the call list of a compiled package and its weights in the order the kernels read them.
+"""plan.bin, weights.bin and vision.bin: the call lists of a compiled package and its weights in the order the kernels read them.
 
 The structs here are those of edgevlm/engine/plan.h; a test compares their sizes and names.
 """
@@ -17,17 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAGIC = 0x4E4C5045
-VERSION = 1
+VERSION = 2
 NONE = 2**64 - 1
 MAX_LOGIT_ROWS = 16
 """Rows of logits that one call may ask for."""
 ARCH_IDS = {"x86_64": 1, "arm64": 2}
-OP_CODES = {"embed": 1, "quantise": 2, "gemm": 3, "append": 4, "attend": 5}
-FLAGS = {"zero_point": 1, "accumulate": 2, "swiglu": 4, "last_rows": 8, "norm_rms": 16, "norm_layer": 32}
+OP_CODES = {
+    "embed": 1, "quantise": 2, "gemm": 3, "append": 4, "attend": 5, "patches": 6, "norm": 7, "linear": 8,
+    "attend_all": 9, "merge": 10,
+}
+FLAGS = {
+    "zero_point": 1, "accumulate": 2, "swiglu": 4, "last_rows": 8, "norm_rms": 16, "norm_layer": 32, "gelu": 64,
+    "gelu_tanh": 128,
+}
 
-HEADER = struct.Struct("<6I4iQ32s")
+HEADER = struct.Struct("<6I4iQ32sQ32s")
 GRAPH = struct.Struct("<3IiQQQ")
-OP = struct.Struct("<2I9if10Q")
+OP = struct.Struct("<2I9if9Q2i")
 
 _PAGE = 4096
 _LARGE = 1 << 20
@@ -48,6 +54,8 @@ class Op:
     heads: int = 0
     kv_heads: int = 0
     window: int = 0
+    rows: int = 0
+    """Rows a tile, in a vision encoder."""
     value: float = 0.0
     source: str = ""
     target: str = ""
@@ -106,9 +114,9 @@ class WeightsFile:
         self._write(data)
         return offset
 
-    def digest(self) -> bytes:
-        """sha256 of what has been written."""
-        return self._hash.digest()
+    def file_hash(self) -> FileHash:
+        """Size and sha256 of what has been written."""
+        return FileHash(self.size_bytes, self._hash.digest())
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -146,29 +154,53 @@ def place_buffers(ops: Sequence[Op], buffers: Sequence[Buffer], keep: Sequence[s
     return placed, max((placed[name] + sizes[name] for name in placed), default=0)
 
 
+@dataclass(frozen=True)
+class Graph:
+    """One call list. `kind` 0 is a decoder, 1 a vision encoder; `rows` as the engine's plan.h has it."""
+
+    kind: int
+    ops: Sequence[Op]
+    buffers: Sequence[Buffer]
+    input: str
+    output: str
+    rows: int
+
+    def packed(self, first_op: int) -> tuple[bytes, bytes]:
+        """Bytes of the graph and of its operations."""
+        offsets, arena_floats = place_buffers(self.ops, self.buffers, [self.input] if self.input else [])
+        place = offsets[self.input] if self.input else 0
+        graph = GRAPH.pack(
+            self.kind, first_op, len(self.ops), self.rows, arena_floats, place, offsets[self.output]
+        )
+        return graph, b"".join(_pack_op(op, offsets) for op in self.ops)
+
+
+@dataclass(frozen=True)
+class FileHash:
+    """Size and sha256 of a file of weights."""
+
+    size_bytes: int
+    sha256: bytes
+
+
+NO_FILE = FileHash(0, bytes(32))
+
+
 def write_plan(
-    path: Path,
-    info: PlanInfo,
-    ops: Sequence[Op],
-    buffers: Sequence[Buffer],
-    *,
-    graph_input: str,
-    graph_output: str,
-    weights_bytes: int,
-    weights_sha256: bytes,
-) -> int:
-    """Writes plan.bin for one decoder graph and returns the arena's size in bytes."""
-    offsets, arena_floats = place_buffers(ops, buffers, [graph_input])
+    path: Path, info: PlanInfo, graphs: Sequence[Graph], weights: FileHash, vision: FileHash = NO_FILE
+) -> None:
+    """Writes plan.bin. `weights` and `vision` describe weights.bin and vision.bin."""
+    packed: list[tuple[bytes, bytes]] = []
+    n_ops = 0
+    for graph in graphs:
+        packed.append(graph.packed(n_ops))
+        n_ops += len(graph.ops)
     header = HEADER.pack(
-        MAGIC, VERSION, ARCH_IDS[info.arch], 1, len(ops), len(info.kv_bits), info.hidden_size, info.vocab_size,
-        info.max_positions, info.chunk_tokens, weights_bytes, weights_sha256,
+        MAGIC, VERSION, ARCH_IDS[info.arch], len(graphs), n_ops, len(info.kv_bits), info.hidden_size, info.vocab_size,
+        info.max_positions, info.chunk_tokens, weights.size_bytes, weights.sha256, vision.size_bytes, vision.sha256,
     )
-    rows = max(buffer.rows for buffer in buffers)
-    graph = GRAPH.pack(0, 0, len(ops), rows, arena_floats, offsets[graph_input], offsets[graph_output])
-    body = b"".join(_pack_op(op, offsets) for op in ops)
     kv_table = bytes(bits for pair in info.kv_bits for bits in pair)
-    path.write_bytes(header + graph + body + kv_table)
-    return arena_floats * 4
+    path.write_bytes(b"".join([header, *(part[0] for part in packed), *(part[1] for part in packed), kv_table]))
 
 
 def _pack_op(op: Op, offsets: dict[str, int]) -> bytes:
@@ -176,7 +208,7 @@ def _pack_op(op: Op, offsets: dict[str, int]) -> bytes:
     return OP.pack(
         OP_CODES[op.code], flags, op.n, op.k, op.bits, op.group, op.layer, op.head_dim, op.heads, op.kv_heads,
         op.window, op.value, offsets.get(op.source, 0), offsets.get(op.target, 0), op.weight, op.scales, op.zeros,
-        op.bias, op.cos, op.sin, op.centre, 0,
+        op.bias, op.cos, op.sin, op.centre, op.rows, 0,
     )
 
 

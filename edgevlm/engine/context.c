@@ -79,6 +79,7 @@ static void lay_out(ev_context *context, ev_layout *layout) {
 
 ev_status ev_context_new(ev_model *model, int32_t capacity, const uint8_t *kv_bits, ev_context **result) {
     *result = NULL;
+    if (model->graphs[0].kind != 0) return ev_fail(EV_ERROR_USAGE, "the plan has no decoder");
     if (capacity < 1 || capacity > model->header->max_positions)
         return ev_fail(EV_ERROR_USAGE, "a context of %d tokens is outside 1..%d", capacity, model->header->max_positions);
     ev_context *context = calloc(1, sizeof *context);

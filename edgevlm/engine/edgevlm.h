@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define EV_ABI_VERSION 1
+#define EV_ABI_VERSION 2
 
 #if defined(__GNUC__)
 #define EV_API __attribute__((visibility("default")))
@@ -29,6 +29,7 @@ typedef enum {
 
 typedef struct ev_model ev_model;
 typedef struct ev_context ev_context;
+typedef struct ev_tower ev_tower;
 
 typedef struct {
     int32_t n_threads;        /* 0: one per physical core */
@@ -167,5 +168,22 @@ EV_API ev_status ev_sampler_begin(ev_sampler *sampler, const ev_sampling_params 
 EV_API ev_status ev_sampler_next(ev_sampler *sampler, const float *logits, const int32_t *history, int32_t n_history,
                                  int32_t *token);
 EV_API void ev_sampler_free(ev_sampler *sampler);
+/* The vision encoder. A tower has threads of its own, which sleep between calls, so that a tower and a context of one
+ * model run at the same time from two threads: sharing one pool would make each token wait for a layer of the tower. */
+typedef struct {
+    int32_t tile_px, n_channels, tokens_per_tile, hidden_size, max_batch;
+    int64_t weights_bytes, arena_bytes;
+} ev_tower_info;
+
+/* Maps vision.bin and allocates the arena. EV_ERROR_USAGE when the plan has no vision encoder. */
+EV_API ev_status ev_tower_new(ev_model *model, ev_tower **tower);
+EV_API void ev_tower_info_get(const ev_tower *tower, ev_tower_info *info);
+/* pixels (n_tiles, n_channels, tile_px, tile_px) to features (n_tiles, tokens_per_tile, hidden_size), in batches of
+ * max_batch and then one by one. */
+EV_API ev_status ev_encode(ev_tower *tower, const float *pixels, int32_t n_tiles, float *features);
+/* Makes the running ev_encode return EV_CANCELLED before its next operation. Safe from any thread. */
+EV_API void ev_tower_cancel(ev_tower *tower);
+/* Unmaps the weights and frees the arena. */
+EV_API void ev_tower_free(ev_tower *tower);
 
 #endif

@@ -30,6 +30,7 @@ typedef struct {
 } ev_mapping;
 
 struct ev_model {
+    char *directory; /* where vision.bin is looked for */
     ev_mapping plan_file, weights_file;
     const ev_plan_header *header;
     const ev_plan_graph *graphs;
@@ -67,6 +68,9 @@ struct ev_context {
 };
 
 ev_status ev_fail(ev_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+ev_status ev_map_file(const char *directory, const char *name, ev_mapping *mapping);
+void ev_unmap(ev_mapping *mapping);
+ev_any_fn ev_find_kernel(const ev_model *model, const char *name);
 
 /* Runs the decoder's operations on `rows` new tokens whose embeddings are in the arena; logits of the last n_logits.
  * tree_rows: 0, or `rows` when context->tree says what each of them sees. */

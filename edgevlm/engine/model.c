@@ -10,6 +10,7 @@
 
 #include "cpu.h"
 #include "internal.h"
+#include "tower.h"
 
 #if defined(__x86_64__)
 enum { THIS_ARCH = 1 };
@@ -19,7 +20,7 @@ enum { THIS_ARCH = 2 };
 
 enum { COLUMN_MULTIPLE = 64, MAX_SIDE = 1 << 24, MAX_OPS = 1 << 16 };
 
-static ev_status map_file(const char *directory, const char *name, ev_mapping *mapping) {
+ev_status ev_map_file(const char *directory, const char *name, ev_mapping *mapping) {
     char path[4096];
     if (snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
         return ev_fail(EV_ERROR_USAGE, "the package path is longer than %zu characters", sizeof path - 1);
@@ -133,12 +134,18 @@ static ev_status check_plan(ev_model *model) {
             graph->arena_floats > (1ull << 32))
             return ev_fail(EV_ERROR_PACKAGE, "plan.bin: graph %u is out of range", g);
         next += graph->n_ops;
+        if (graph->kind == 1) {
+            const ev_status status = ev_check_tower(model, graph);
+            if (status) return status;
+            continue;
+        }
         for (uint32_t i = graph->first_op; i < next; ++i) {
             const ev_status status = check_op(model, graph, i);
             if (status) return status;
         }
     }
     const ev_plan_graph *decoder = &model->graphs[0];
+    if (decoder->kind == 1 && header->n_graphs == 1) return EV_OK; /* a vision encoder alone */
     if (decoder->kind != 0 || decoder->max_rows < header->chunk_tokens || decoder->n_ops < 3 || model->ops[0].code != EV_OP_EMBED)
         return ev_fail(EV_ERROR_PACKAGE, "plan.bin: the first graph is not a decoder");
     if (!inside(decoder->output, EV_MAX_LOGIT_ROWS * (uint64_t)model->ops[decoder->n_ops - 1].n, decoder->arena_floats) ||
@@ -179,7 +186,7 @@ static ev_status pick_variant(ev_model *model, const char *wanted) {
     return ev_fail(EV_ERROR_BACKEND, "this CPU is below the oldest variant of this library ('%s')", ev_variant_table[ev_variant_count - 1].name);
 }
 
-static ev_any_fn find_kernel(const ev_model *model, const char *name) {
+ev_any_fn ev_find_kernel(const ev_model *model, const char *name) {
     for (int32_t i = 0; i < model->variant->n_kernels; ++i)
         if (!strcmp(model->variant->kernels[i].name, name)) return model->variant->kernels[i].function;
     ev_fail(EV_ERROR_BACKEND, "this library has no kernel '%s' for '%s'", name, model->variant->name);
@@ -188,13 +195,19 @@ static ev_any_fn find_kernel(const ev_model *model, const char *name) {
 
 static ev_status find_kernels(ev_model *model) {
     static const char *const norms[] = {"none", "rms", "layer"};
+    const ev_plan_graph *tower = ev_tower_graph(model);
     for (uint32_t i = 0; i < model->header->n_ops; ++i) {
         const ev_op *op = &model->ops[i];
         ev_op_kernels *kernels = &model->kernels[i];
+        if (tower && i >= tower->first_op && i - tower->first_op < tower->n_ops) {
+            const ev_status status = ev_find_tower_kernels(model, op, kernels);
+            if (status) return status;
+            continue;
+        }
         const char *zero = op->flags & EV_FLAG_ZERO_POINT ? "z" : "", *swiglu = op->flags & EV_FLAG_SWIGLU ? "_swiglu" : "";
         char name[64];
         int found = 1;
-#define FIND(field, ...) (snprintf(name, sizeof name, __VA_ARGS__), found = found && (kernels->field = find_kernel(model, name)) != NULL)
+#define FIND(field, ...) (snprintf(name, sizeof name, __VA_ARGS__), found = found && (kernels->field = ev_find_kernel(model, name)) != NULL)
         switch (op->code) {
         case EV_OP_EMBED: FIND(single, "embed_w%dg%d%s", op->bits, op->group, zero); break;
         case EV_OP_QUANTISE:
@@ -228,8 +241,9 @@ ev_status ev_model_open(const char *directory, const ev_model_options *options, 
     *result = NULL;
     ev_model *model = calloc(1, sizeof *model);
     if (!model) return ev_fail(EV_ERROR_BACKEND, "out of memory");
-    ev_status status = map_file(directory, "plan.bin", &model->plan_file);
-    if (!status) status = map_file(directory, "weights.bin", &model->weights_file);
+    ev_status status = (model->directory = strdup(directory)) ? EV_OK : ev_fail(EV_ERROR_BACKEND, "out of memory");
+    if (!status) status = ev_map_file(directory, "plan.bin", &model->plan_file);
+    if (!status) status = ev_map_file(directory, "weights.bin", &model->weights_file);
     if (!status) status = check_plan(model);
     if (!status) status = pick_variant(model, options ? options->variant : NULL);
     if (!status && !(model->kernels = calloc(model->header->n_ops, sizeof *model->kernels))) status = ev_fail(EV_ERROR_BACKEND, "out of memory");
@@ -253,7 +267,7 @@ void ev_model_info_get(const ev_model *model, ev_model_info *info) {
                             (int64_t)header->weights_bytes, ev_pool_threads(model->pool), model->variant->name};
 }
 
-static void unmap(ev_mapping *mapping) {
+void ev_unmap(ev_mapping *mapping) {
     if (mapping->data) munmap(mapping->data, (size_t)mapping->size);
 }
 
@@ -261,7 +275,8 @@ void ev_model_close(ev_model *model) {
     if (!model) return;
     ev_pool_free(model->pool);
     free(model->kernels);
-    unmap(&model->plan_file);
-    unmap(&model->weights_file);
+    ev_unmap(&model->plan_file);
+    ev_unmap(&model->weights_file);
+    free(model->directory);
     free(model);
 }

@@ -1,0 +1,36 @@
+"""Every kernel that a vision tower calls, by the name under which the engine looks it up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm_schedules.attention import tower as attention
+from tvm_schedules.elementwise.norm_rows import norm_rows
+from tvm_schedules.gemm.patches import patch_gemm
+from tvm_schedules.gemm.tower import Epilogue, tower_gemm
+from tvm_schedules.targets import Tile, Variant
+
+TOWER_ARCHS = ("x86_64",)
+"""Architectures whose activation layout the tower's kernels read."""
+TOWER_HEAD_DIMS = (64, 72)
+TOWER_GROUPS = (32, 64, 128)
+EPILOGUES: tuple[Epilogue, ...] = ("add", "gelu", "gelu_tanh")
+COLUMN_BLOCKS = 2
+"""Blocks of 16 columns of a register tile."""
+
+
+def tower_kernels(variant: Variant) -> dict[str, Any]:
+    """Returns name → PrimFunc. Row tiles have the height of the variant's prefill tile: `quantise_rows` serves both."""
+    rows = variant.prefill_tile.rows
+    kernels: dict[str, Any] = {
+        "tower_norm": norm_rows(variant),
+        "tower_patches": patch_gemm(variant, rows, COLUMN_BLOCKS),
+        "tower_statistics": attention.statistics(variant),
+    }
+    for group in TOWER_GROUPS:
+        for epilogue in EPILOGUES:
+            kernels[f"tower_gemm_{epilogue}_g{group}"] = tower_gemm(variant, Tile(rows, COLUMN_BLOCKS), group, epilogue)
+    for head_dim in TOWER_HEAD_DIMS:
+        kernels[f"tower_pack_e{head_dim}"] = attention.pack(variant, head_dim, rows)
+        kernels[f"tower_attend_e{head_dim}"] = attention.attend(variant, head_dim, rows)
+    return kernels
