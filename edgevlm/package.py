@@ -226,7 +226,10 @@ def _check_files(root: Path, manifest: Manifest) -> dict[str, int]:
 
 
 def _check_compiled(root: Path, entry: CompiledEntry, sizes: dict[str, int]) -> None:
-    for relative, name in ((entry.plan, "plan.bin"), (entry.weights, "weights.bin")):
+    files = [(entry.plan, "plan.bin"), (entry.weights, "weights.bin")]
+    if entry.vision is not None:
+        files.append((entry.vision, "vision.bin"))
+    for relative, name in files:
         if relative not in sizes or PurePosixPath(relative) != PurePosixPath(entry.plan).with_name(name):
             raise PackageError(
                 f"{root / MANIFEST_NAME}: what is compiled for {entry.arch!r} uses {relative!r}, expected a listed "

@@ -205,13 +205,15 @@ class DeviceEntry:
 
 @dataclass(frozen=True)
 class CompiledEntry:
-    """The package's decoder in the native engine's form for one architecture ('x86_64' or 'arm64')."""
+    """The package in the native engine's form for one architecture ('x86_64' or 'arm64')."""
 
     arch: str
     plan: str
     """Path of plan.bin; weights.bin stands beside it."""
     weights: str
     plan_version: int
+    vision: str | None = None
+    """Path of vision.bin, the vision tower's weights; null when onnxruntime runs the tower."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`edgevlm compile`: a package's decoder lowered for one architecture, added to the package as data."""
+"""`edgevlm compile`: a package's graphs lowered for one architecture, added to the package as data."""
 
 from __future__ import annotations
 
@@ -14,25 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.backends.onnx import OnnxSession
-from edgevlm.errors import UnsupportedModelError, UsageError
+from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
 from edgevlm.package import Package, open_package
 from edgevlm.spec import MANIFEST_NAME, CompiledEntry, FileEntry
 from edgevlm.strict_json import to_json
 from edgevlm.tokenizer import Tokenizer
 from tvm_schedules.lower import CHUNK_TOKENS, lower_decoder
+from tvm_schedules.lower_vision import LoweredTower, lower_vision
 from tvm_schedules.onnx_graph import OnnxGraph
-from tvm_schedules.plan import VERSION, PlanInfo, WeightsFile, write_plan
+from tvm_schedules.plan import NO_FILE, VERSION, Graph, PlanInfo, WeightsFile, write_plan
+from tvm_schedules.tower_kernels import TOWER_ARCHS
 
 PACKED_ARCHS = ("x86_64",)
 """Architectures whose weight layout `layouts` packs."""
+PLAN, WEIGHTS, VISION = "plan.bin", "weights.bin", "vision.bin"
 CENTRE_TOKENS = 1024
 """Tokens of text that the keys' means are taken over."""
 
 Progress = Callable[[str, int, int], None]
 
 
-def compile_package(path: Path, arch: str, text: str, progress: Progress | None = None) -> CompiledEntry:
-    """Writes lib/<arch>/plan.bin and weights.bin into the package at `path` and names them in its manifest.
+def compile_package(
+    path: Path, arch: str, text: str, progress: Progress | None = None, *, language_only: bool = False
+) -> CompiledEntry:
+    """Writes lib/<arch>/plan.bin, weights.bin and vision.bin into the package at `path` and names them in its manifest.
+
+    `language_only` leaves the vision tower to onnxruntime, as does an architecture without kernels for it.
 
     `text` is run once to find each key channel's mean, which the cache subtracts before it quantises: softmax does not
     change, and the codes lose nothing to a constant. A killed run leaves the package as it was.
@@ -41,6 +48,8 @@ def compile_package(path: Path, arch: str, text: str, progress: Progress | None 
     if arch not in PACKED_ARCHS:
         raise UsageError(f"there is no weight layout for {arch!r} yet; known: {', '.join(PACKED_ARCHS)}")
     package = open_package(path)
+    has_tower = any(entry.name == "vision_encoder" for entry in package.manifest.graphs)
+    vision = has_tower and not language_only and arch in TOWER_ARCHS
     report = progress or (lambda stage, done, total: None)
     report("measure keys", 0, 1)
     centres = key_centres(package, text)
@@ -50,9 +59,11 @@ def compile_package(path: Path, arch: str, text: str, progress: Progress | None 
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        _write(package, arch, centres, scratch)
-        entry = CompiledEntry(arch, f"lib/{arch}/plan.bin", f"lib/{arch}/weights.bin", VERSION)
-        files = [_file_entry(scratch / name, f"lib/{arch}/{name}") for name in ("plan.bin", "weights.bin")]
+        _write(package, arch, centres, scratch, vision)
+        names = [PLAN, WEIGHTS, VISION] if vision else [PLAN, WEIGHTS]
+        paths = [f"lib/{arch}/{name}" for name in names]
+        entry = CompiledEntry(arch, paths[0], paths[1], VERSION, paths[2] if vision else None)
+        files = [_file_entry(scratch / name, path) for name, path in zip(names, paths, strict=True)]
         # The manifest stops naming the old files before they go, and names the new ones once they are there.
         _rewrite_manifest(package, arch, None, [])
         shutil.rmtree(directory, ignore_errors=True)
@@ -80,14 +91,21 @@ def key_centres(package: Package, text: str) -> list[NDArray[np.float32]]:
     ]
 
 
-def _write(package: Package, arch: str, centres: list[NDArray[np.float32]], directory: Path) -> None:
+def _write(package: Package, arch: str, centres: list[NDArray[np.float32]], directory: Path, vision: bool) -> None:
     decoder = package.manifest.decoder
     if package.manifest.decoder.position_rank != 1:
         raise UnsupportedModelError(f"{package.path}: the engine takes positions of rank 1; use onnxruntime")
-    graphs = [OnnxGraph(package.graph(name)) for name in ("decoder_model_merged", "embed_tokens")]
-    with WeightsFile(directory / "weights.bin") as weights:
-        lowered = lower_decoder(graphs[0], graphs[1], weights, centres)
-        weights_bytes, digest = weights.size_bytes, weights.digest()
+    sources = [OnnxGraph(package.graph(name)) for name in ("decoder_model_merged", "embed_tokens")]
+    with WeightsFile(directory / WEIGHTS) as weights:
+        lowered = lower_decoder(sources[0], sources[1], weights, centres)
+    graphs = [Graph(0, lowered.ops, lowered.buffers, lowered.graph_input, lowered.graph_output, CHUNK_TOKENS)]
+    vision_hash = NO_FILE
+    if vision:
+        with WeightsFile(directory / VISION) as vision_weights:
+            tower = lower_vision(OnnxGraph(package.graph("vision_encoder")), vision_weights)
+        _check_tower(package, tower)
+        graphs.append(tower.graph)
+        vision_hash = vision_weights.file_hash()
     info = PlanInfo(
         arch=arch,
         hidden_size=lowered.hidden_size,
@@ -96,10 +114,20 @@ def _write(package: Package, arch: str, centres: list[NDArray[np.float32]], dire
         chunk_tokens=CHUNK_TOKENS,
         kv_bits=((8, 8),) * lowered.n_layers,
     )
-    write_plan(
-        directory / "plan.bin", info, lowered.ops, lowered.buffers, graph_input=lowered.graph_input,
-        graph_output=lowered.graph_output, weights_bytes=weights_bytes, weights_sha256=digest,
-    )  # fmt: skip
+    write_plan(directory / PLAN, info, graphs, weights.file_hash(), vision_hash)
+
+
+def _check_tower(package: Package, tower: LoweredTower) -> None:
+    """The tower must make what the manifest promises."""
+    prompt, processor = package.manifest.prompt, package.manifest.processor
+    if prompt is None or processor is None:
+        raise PackageError(f"{package.path}: there is a vision tower but no prompt or processor in {MANIFEST_NAME}")
+    found = (tower.tile_px, tower.tokens_per_tile, tower.width)
+    expected = (processor.tile_px, prompt.tokens_per_tile, package.manifest.decoder.hidden_size)
+    if found != expected:
+        raise PackageError(
+            f"{package.path}: the vision tower has tile pixels, tokens and width {found}, {MANIFEST_NAME} says {expected}"
+        )
 
 
 def _file_entry(path: Path, relative: str) -> FileEntry:
@@ -123,3 +151,17 @@ def _rewrite_manifest(package: Package, arch: str, entry: CompiledEntry | None, 
     scratch.replace(package.path / MANIFEST_NAME)
 
 
+
+
+def compile_tower(graph: Path, arch: str, directory: Path) -> LoweredTower:
+    """Writes plan.bin, weights.bin and vision.bin of a vision encoder alone into `directory`, for measurements.
+
+    Raises UnsupportedModelError naming the node that the engine cannot run.
+    """
+    with WeightsFile(directory / VISION) as vision:
+        tower = lower_vision(OnnxGraph(graph), vision)
+    with WeightsFile(directory / WEIGHTS) as weights:
+        weights.add(np.zeros(64, np.uint8))
+    info = PlanInfo(arch, tower.width, vocab_size=1, max_positions=1, chunk_tokens=1, kv_bits=((8, 8),))
+    write_plan(directory / PLAN, info, [tower.graph], weights.file_hash(), vision.file_hash())
+    return tower

@@ -226,7 +226,9 @@ class _Lowering:
         width, channels, side, _ = filters.shape
         self._check_width(node, width)
         table = self.graph.array(patches.positions).astype(np.float32).reshape(-1, width)
-        grid = round(len(table) ** 0.5)
+        tile_px = self.graph.input_shapes["pixel_values"][-1]
+        # A last patch that the tile does not fill is left out, as the convolution does.
+        grid = int(tile_px) // side if isinstance(tile_px, int) else 0
         if channels != 3 or grid * grid != len(table):
             raise self._unmatched(node)
         bias = self.graph.array(node.inputs[2]) if node.input(2) else np.zeros(width, np.float32)
@@ -234,7 +236,7 @@ class _Lowering:
         packed = filters.reshape(width // COLUMNS, COLUMNS, -1).transpose(0, 2, 1)
         first = 0 if cls is None else 1
         rows = self._new(f"x{len(self.versions)}", width, grid * grid + first)
-        self.tile_px = grid * side
+        self.tile_px = int(tile_px)
         self.ops.append(
             Op(
                 "patches", n=width, k=3 * side * side, group=side, window=self.tile_px, rows=rows.rows, layer=first,

@@ -55,6 +55,11 @@ class OnnxGraph:
             for node in graph.node
         ]
         self.inputs = [value.name for value in graph.input]
+        self.input_shapes = {
+            value.name: tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim)
+            for value in graph.input
+        }
+        """Sizes, or names of sizes that are free."""
         self.outputs = [value.name for value in graph.output]
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
 

@@ -8,7 +8,7 @@ from tvm_schedules.attention import tower as attention
 from tvm_schedules.elementwise.norm_rows import norm_rows
 from tvm_schedules.gemm.patches import patch_gemm
 from tvm_schedules.gemm.tower import Epilogue, tower_gemm
-from tvm_schedules.targets import Tile, Variant
+from tvm_schedules.targets import Variant
 
 TOWER_ARCHS = ("x86_64",)
 """Architectures whose activation layout the tower's kernels read."""
@@ -29,7 +29,7 @@ def tower_kernels(variant: Variant) -> dict[str, Any]:
     }
     for group in TOWER_GROUPS:
         for epilogue in EPILOGUES:
-            kernels[f"tower_gemm_{epilogue}_g{group}"] = tower_gemm(variant, Tile(rows, COLUMN_BLOCKS), group, epilogue)
+            kernels[f"tower_gemm_{epilogue}_g{group}"] = tower_gemm(variant, rows, COLUMN_BLOCKS, group, epilogue)
     for head_dim in TOWER_HEAD_DIMS:
         kernels[f"tower_pack_e{head_dim}"] = attention.pack(variant, head_dim, rows)
         kernels[f"tower_attend_e{head_dim}"] = attention.attend(variant, head_dim, rows)

@@ -1,6 +1,6 @@
 """The native backend: libedgevlm on a package compiled for this architecture.
 
-The language model runs in the C engine; the vision tower runs in onnxruntime.
+The language model runs in the C engine, and the vision tower too when the package was compiled with it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from edgevlm.backends.native_library import ModelInfo, ModelOptions, NativeLibrary, host_arch, library_path
 from edgevlm.backends.native_library import Segment as NativeSegment
+from edgevlm.backends.native_tower import NativeTower
 from edgevlm.backends.onnx_tower import OnnxTower
 from edgevlm.backends.ort import default_threads
 from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timings
@@ -46,7 +47,6 @@ class NativeSession:
         if self.n_threads < 1:
             raise UsageError(f"threads is {threads}, expected 1 or more")
         self.capacity = context
-        self.tower = OnnxTower(package, self.n_threads, self.timings)
         self._library = NativeLibrary(library_path())
         self._model = ctypes.c_void_p()
         self._context = ctypes.c_void_p()
@@ -66,6 +66,11 @@ class NativeSession:
         self._kv_table = None if kv_bits is None else np.array(kv_bits, np.uint8).reshape(-1)
         if self._kv_table is not None and self._kv_table.size != 2 * self._n_layers:
             raise UsageError(f"kv_bits has {self._kv_table.size // 2} layers, the model has {self._n_layers}")
+        self.tower: NativeTower | OnnxTower = (
+            OnnxTower(package, self.n_threads, self.timings)
+            if compiled.vision is None
+            else NativeTower(self._library, self._model, self.timings)
+        )
         self._make_context()
         self.timings.load_s += self.timings.record("load language", start) - start
 
@@ -171,10 +176,14 @@ class NativeSession:
     def memory(self) -> MemoryReport:
         """Returns bytes that are mapped or allocated now."""
         kv_bytes = int(self._library.call("ev_context_bytes", self._context))
-        return MemoryReport(self._weights_bytes, kv_bytes, self.tower.loaded)
+        vision_bytes = self.tower.weights_bytes if isinstance(self.tower, NativeTower) else 0
+        return MemoryReport(self._weights_bytes + vision_bytes, kv_bytes, self.tower.loaded)
 
     def close(self) -> None:
         """Frees the cache and unmaps the weights."""
+        tower: NativeTower | OnnxTower | None = getattr(self, "tower", None)
+        if tower is not None:
+            tower.release()
         for name, handle in (("ev_context_free", self._context), ("ev_model_close", self._model)):
             if handle:
                 self._library.call(name, handle)

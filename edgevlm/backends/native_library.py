@@ -11,7 +11,7 @@ from typing import Any
 from edgevlm.backends.session import Cancelled
 from edgevlm.errors import BackendError, ContextFullError, EdgeVLMError, PackageError, UsageError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LIBRARY_VARIABLE = "EDGEVLM_LIBRARY"
 """Environment variable that names another library file."""
 
@@ -37,6 +37,20 @@ class ModelInfo(ctypes.Structure):
         ("weights_bytes", ctypes.c_int64),
         ("n_threads", ctypes.c_int32),
         ("variant", ctypes.c_char_p),
+    ]
+
+
+class TowerInfo(ctypes.Structure):
+    """ev_tower_info."""
+
+    _fields_ = [
+        ("tile_px", ctypes.c_int32),
+        ("n_channels", ctypes.c_int32),
+        ("tokens_per_tile", ctypes.c_int32),
+        ("hidden_size", ctypes.c_int32),
+        ("max_batch", ctypes.c_int32),
+        ("weights_bytes", ctypes.c_int64),
+        ("arena_bytes", ctypes.c_int64),
     ]
 
 
@@ -81,6 +95,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ev_sampler_begin": (None, (_POINTER, _POINTER)),
     "ev_sampler_next": (None, (_POINTER, _POINTER, _POINTER, _INT, _POINTER)),
     "ev_sampler_free": (_INT, (_POINTER,)),
+    "ev_tower_new": (None, (_POINTER, _POINTER)),
+    "ev_tower_info_get": (_INT, (_POINTER, _POINTER)),
+    "ev_encode": (None, (_POINTER, _POINTER, _INT, _POINTER)),
+    "ev_tower_cancel": (_INT, (_POINTER,)),
+    "ev_tower_free": (_INT, (_POINTER,)),
 }
 
 

@@ -1,4 +1,4 @@
-"""`edgevlm compile`: adds the native engine's form of the language model to a package."""
+"""`edgevlm compile`: adds the native engine's form to a package."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ JSON_FIELDS = {
     "arch": "architecture that it was compiled for",
     "plan": "path of plan.bin in the package",
     "weights": "path of weights.bin in the package",
+    "vision": "path of vision.bin in the package; null when onnxruntime runs the vision tower",
 }
 
 
@@ -23,11 +24,14 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "compile",
         help="add the native engine's form to a package",
-        description="Add the native engine's form of the language model to a package. What it adds is data, not code.",
+        description="Add the native engine's form to a package. What it adds is data, not code.",
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="package directory")
     parser.add_argument(
         "--target", default=host_arch(), metavar="ARCH", help="architecture (default: this machine's; known: x86_64)"
+    )
+    parser.add_argument(
+        "--language-only", action="store_true", help="leave the vision tower to onnxruntime"
     )
     return parser
 
@@ -40,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
 
     add_device_files(args.package)
     with ProgressBar() as progress:
-        entry = compile_package(args.package, args.target, probes.text(), progress)
+        entry = compile_package(args.package, args.target, probes.text(), progress, language_only=args.language_only)
     if args.json:
-        fields = {"arch": entry.arch, "plan": entry.plan, "weights": entry.weights}
+        fields = {"arch": entry.arch, "plan": entry.plan, "weights": entry.weights, "vision": entry.vision}
         json_object({"package": str(args.package), **fields})
     else:
         answer(str(args.package / entry.plan))

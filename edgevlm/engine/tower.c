@@ -145,6 +145,7 @@ void ev_tower_info_get(const ev_tower *tower, ev_tower_info *info) {
 
 ev_status ev_encode(ev_tower *tower, const float *pixels, int32_t n_tiles, float *features) {
     if (n_tiles < 1 || !pixels || !features) return ev_fail(EV_ERROR_USAGE, "ev_encode needs pixels of at least one tile, and room for features");
+    atomic_store(&tower->cancelled, 0); /* a cancel is for the call that runs, not for the next */
     const ev_op *last = last_op(tower);
     const int64_t stride = last->code == EV_OP_NORM ? last->k : last->n, width = tower->model->header->hidden_size;
     const int64_t side = tower->model->ops[tower->graph->first_op].window;

@@ -33,7 +33,7 @@ static int in_file(const ev_model *model, uint64_t offset, uint64_t size) {
 
 static ev_status check_patches(const ev_model *model, const ev_plan_graph *graph, const ev_op *op, uint32_t index) {
     if (!in_range(op->group, 1, 1024) || op->k != 3 * op->group * op->group || !in_range(op->window, op->group, MAX_SIDE) ||
-        op->window % op->group || !in_range(op->n, COLUMN_MULTIPLE, MAX_SIDE) || op->n % COLUMN_MULTIPLE)
+        !in_range(op->n, COLUMN_MULTIPLE, MAX_SIDE) || op->n % COLUMN_MULTIPLE)
         return bad_op(index, "patches are wrong");
     const int64_t grid = op->window / op->group, patches = grid * grid;
     if (!in_range(op->layer, 0, 1) || patches > MAX_TOKENS || op->rows != patches + op->layer) return bad_op(index, "rows are wrong");

@@ -152,14 +152,12 @@ static void gelu_task(void *argument, int32_t part, int32_t n_parts) {
     for (int32_t unit; take_unit(job, &unit);) {
         const int32_t first = unit / job->column_units * job->row_block, column = unit % job->column_units * EV_STRIP_COLUMNS;
         const int32_t last = first + job->row_block < job->row_tiles ? first + job->row_block : job->row_tiles;
-        const int32_t columns = column + EV_STRIP_COLUMNS < op->n ? EV_STRIP_COLUMNS : op->n - column;
-        const int32_t wanted = op->window - column < columns ? op->window - column : columns;
-        /* Rows of the strip are as wide as what is quantised of it, and one block wider at most. */
+        const int32_t wanted = op->window - column < EV_STRIP_COLUMNS ? op->window - column : EV_STRIP_COLUMNS;
         for (int32_t tile = first; tile < last; ++tile) {
             ((ev_linear_fn)job->kernels->single)((const uint8_t *)ev_tower_floats(tower, op->weight),
                                                  (const uint16_t *)ev_tower_floats(tower, op->scales), codes->codes, codes->scales, codes->sums,
                                                  ev_tower_floats(tower, op->bias), strip, op->n, op->k, wanted, 0, tile, tile + 1, column / 16,
-                                                 (column + ev_round_up(wanted, 32)) / 16);
+                                                 (column + wanted) / 16);
             const int64_t place = (int64_t)tile * groups + column / op->head_dim;
             ((ev_quantise_fn)job->kernels->prefill)(strip, NULL, NULL, made->codes + ((int64_t)tile * op->window + column) * rows,
                                                     made->scales + place * rows, made->sums + place * rows, wanted, rows, 0.0f, 0, rows);
@@ -241,7 +239,7 @@ ev_status ev_run_tower(ev_tower *tower, const float *pixels, int32_t n_tiles) {
     const ev_model *model = tower->model;
     const ev_plan_graph *graph = tower->graph;
     for (uint32_t i = graph->first_op; i < graph->first_op + graph->n_ops; ++i) {
-        if (atomic_exchange(&tower->cancelled, 0)) return ev_fail(EV_CANCELLED, "cancelled in the vision encoder");
+        if (atomic_load_explicit(&tower->cancelled, memory_order_relaxed)) return ev_fail(EV_CANCELLED, "cancelled in the vision encoder");
         ev_tower_job job = {.tower = tower, .op = &model->ops[i], .kernels = &model->kernels[i], .pixels = pixels, .n_tiles = n_tiles};
         job.rows = n_tiles * job.op->rows;
         job.tile_rows = model->variant->prefill_rows;

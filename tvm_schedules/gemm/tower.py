@@ -11,27 +11,27 @@ from typing import Any, Literal
 
 from tvm_schedules.dots import dot_function
 from tvm_schedules.layouts import COLUMNS, QUAD
-from tvm_schedules.targets import Tile, Variant
+from tvm_schedules.targets import Variant
 from tvm_schedules.vectors import gelu_erf, gelu_tanh
 
 Epilogue = Literal["add", "gelu", "gelu_tanh"]
 
 
-def tower_gemm(variant: Variant, tile: Tile, group: int, epilogue: Epilogue) -> Any:
-    """Builds the PrimFunc.
+def tower_gemm(variant: Variant, rows: int, blocks: int, group: int, epilogue: Epilogue) -> Any:
+    """Builds the PrimFunc for register tiles of `rows` by `blocks` of 16 columns.
 
     C signature: (w u8*, scales f16*, x s8*, x_scales f32*, x_sums s32*, bias f32*, y f32*, n, k, y_stride, accumulate,
     tile_begin, tile_end, block_begin, block_end), with w (N/16, K/group, ...) as `layouts.pack_int8_x86` packs it,
     scales (N/16, K/group, 16), x (row_tiles, K/4, rows, 4), x_scales and x_sums (row_tiles, K/group, rows), bias (n,).
     y points at the first value of the rectangle: row tile `tile_begin`, column block `block_begin`.
-    `block_end - block_begin` is a multiple of tile.blocks. 'add' adds to y when `accumulate` is not 0 (the residual)
+    `block_end - block_begin` is a multiple of `blocks`. 'add' adds to y when `accumulate` is not 0 (the residual)
     and stores otherwise; 'gelu' (erf) and 'gelu_tanh' store the activation.
     """
     from tvm import tirx
     from tvm.script import tirx as T
 
     dot, offset = dot_function(variant, 8)
-    lanes, rows, blocks = variant.lanes, tile.rows, tile.blocks
+    lanes = variant.lanes
     parts = COLUMNS // lanes
     run = COLUMNS * QUAD
     part_bytes = lanes * QUAD
