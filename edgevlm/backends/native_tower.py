@@ -68,6 +68,13 @@ class NativeTower:
                 self._handle_lock.release()
 
     @property
+    def info(self) -> TowerInfo:
+        """What the tower takes and makes; maps the weights when they are not."""
+        with self._lock:
+            self._load()
+        return self._info
+
+    @property
     def weights_bytes(self) -> int:
         """Bytes of weights that are mapped now."""
         return int(self._info.weights_bytes) if self._tower else 0
