@@ -126,7 +126,8 @@ def _check_tower(package: Package, tower: LoweredTower) -> None:
     expected = (processor.tile_px, prompt.tokens_per_tile, package.manifest.decoder.hidden_size)
     if found != expected:
         raise PackageError(
-            f"{package.path}: the vision tower has tile pixels, tokens and width {found}, {MANIFEST_NAME} says {expected}"
+            f"{package.path}: the vision tower has tile pixels, tokens and width {found}, "
+            f"{MANIFEST_NAME} says {expected}"
         )
 
 

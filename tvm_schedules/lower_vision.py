@@ -242,7 +242,7 @@ class _Lowering:
                 "patches", n=width, k=3 * side * side, group=side, window=self.tile_px, rows=rows.rows, layer=first,
                 target=rows.buffer, weight=self.weights.add(packed), cos=self.weights.add(table + bias),
                 sin=NONE if cls is None else self.weights.add(self.graph.array(cls.name).astype(np.float32)),
-            )  # fmt: skip
+            )
         )
         return rows
 
@@ -299,7 +299,7 @@ class _Lowering:
             Op(
                 "attend_all", n=qkv.width, heads=heads, kv_heads=heads, head_dim=head_dim, value=scale, rows=qkv.rows,
                 source=qkv.buffer, target=attended.buffer,
-            )  # fmt: skip
+            )
         )
         self.values[node.outputs[0]] = attended
 

@@ -130,7 +130,7 @@ def interleave(gate: Matrix, up: Matrix) -> Matrix:
 
 
 def store(weights: WeightsFile, matrix: Matrix, columns: int = COLUMN_MULTIPLE) -> dict[str, Any]:
-    """Packs and writes `matrix`, N padded to `columns`; returns the fields of an Op: n, k, bits, group and the offsets."""
+    """Packs and writes `matrix`, N padded to `columns`; returns fields of an Op: n, k, bits, group and offsets."""
     n, k = matrix.shape
     padded = -(-n // columns) * columns
     pack = layouts.pack_int4_x86 if matrix.bits == 4 else layouts.pack_int8_x86

@@ -1,4 +1,4 @@
-"""plan.bin, weights.bin and vision.bin: the call lists of a compiled package and its weights in the order the kernels read them.
+"""plan.bin, weights.bin, vision.bin: a compiled package's call lists, and its weights in the order the kernels read.
 
 The structs here are those of edgevlm/engine/plan.h; a test compares their sizes and names.
 """

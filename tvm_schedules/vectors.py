@@ -134,5 +134,6 @@ def horizontal_max(x: Expr, lanes: int) -> Expr:
     from tvm import tirx
 
     for width in halving_steps(lanes):
-        x = tirx.max(*(tirx.Shuffle([x], [tirx.const(start + i, "int32") for i in range(width)]) for start in (0, width)))
+        low, high = ([tirx.const(start + i, "int32") for i in range(width)] for start in (0, width))
+        x = tirx.max(tirx.Shuffle([x], low), tirx.Shuffle([x], high))
     return x

@@ -11,7 +11,7 @@ from typing import Any
 from edgevlm.backends.session import Cancelled
 from edgevlm.errors import BackendError, ContextFullError, EdgeVLMError, PackageError, UsageError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LIBRARY_VARIABLE = "EDGEVLM_LIBRARY"
 """Environment variable that names another library file."""
 

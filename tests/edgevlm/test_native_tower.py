@@ -111,7 +111,8 @@ def test_release_gives_the_memory_back(small: Case) -> None:
 
     with small.engine() as engine:
         first = engine.tower.encode(small.pixels)
-        assert engine.tower.loaded and mapped() and engine.tower.weights_bytes == (small.plan / "vision.bin").stat().st_size
+        assert engine.tower.loaded and mapped()
+        assert engine.tower.weights_bytes == (small.plan / "vision.bin").stat().st_size
         engine.tower.release()
         assert not engine.tower.loaded and not mapped() and engine.tower.weights_bytes == 0
         engine.tower.release()
