@@ -127,10 +127,12 @@ def _verify(
     _report(progress, "fp32 graphs", 0, 1)
     fp32 = fp32_twin(package, checkpoint, spec, scratch)
     entries += weight_entries(check_weights(package, fp32), fidelity.AGAINST)
-    session = OnnxSession(fp32, context=_context(fp32))
     if expected is not None:
+        session = OnnxSession(fp32, context=_context(fp32))
         entries += parity.compare(session, expected, _image_token_id(package))
-        del expected
+        del session, expected  # with its arenas, to which the next encoding of pictures would add
+        _free_memory()
+    session = OnnxSession(fp32, context=_context(fp32))
     teacher = fidelity.run_teacher(session, package, scratch, n_positions, progress)
     del session
     _free_memory()
