@@ -1,0 +1,1 @@
+"""Builds and checks the Android app without Google's SDK."""
