@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.backends.native import NativeSession
+from edgevlm.backends.native import MachineLimits, NativeSession
 from edgevlm.errors import UsageError
 from edgevlm.image import normalize
 from edgevlm.memory import peak_memory_bytes
@@ -38,6 +38,20 @@ class StageResult:
 
 
 @dataclass(frozen=True)
+class KernelResult:
+    """One kernel's share of a stage, and how near it comes to the machine's limits."""
+
+    stage: str
+    kernel: str
+    calls: int
+    seconds: float
+    share: float
+    """Of all kernels' seconds in the stage."""
+    giga_operations_per_s: float
+    giga_bytes_per_s: float
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """What `edgevlm bench --json` prints."""
 
@@ -49,6 +63,10 @@ class BenchResult:
     repeat: int
     stages: tuple[StageResult, ...]
     peak_memory_bytes: int
+    limits: MachineLimits | None = None
+    """What this machine can do at most; null where the backend has no kernels of its own."""
+    kernels: tuple[KernelResult, ...] = ()
+    """Of one further run, in which every kernel is timed; the slowest of a stage first."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +99,8 @@ def measure(
         runs.append(_run(package_dir, n_prompt_tokens, n_new_tokens, image, load_arguments or {}))
         if progress is not None:
             progress("bench", done + 1, repeat + 1)
+    peak = peak_memory_bytes()
+    limits, kernels = _profile(package_dir, n_prompt_tokens, n_new_tokens, load_arguments or {})
     counts = {
         "load": (0, ""),
         "encode": (runs[0].n_tiles, "tiles/s"),
@@ -102,7 +122,9 @@ def measure(
         n_tiles=runs[0].n_tiles,
         repeat=repeat,
         stages=tuple(stages),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=peak,
+        limits=limits,
+        kernels=kernels,
     )
 
 
@@ -126,6 +148,42 @@ def _run(
         seconds["decode"] = time.perf_counter() - start
         backend = "native" if isinstance(model.session, NativeSession) else "onnx"
     return _Run(seconds, n_tiles, backend)
+
+
+def _profile(
+    package_dir: str | Path, n_prompt_tokens: int, n_new_tokens: int, load_arguments: Any
+) -> tuple[MachineLimits | None, tuple[KernelResult, ...]]:
+    """Times every kernel of the language model; nothing where it does not run on kernels of ours."""
+    with load(package_dir, **load_arguments) as model:
+        session = model.session
+        if not isinstance(session, NativeSession):
+            return None, ()
+        ids = np.random.default_rng(0).integers(0, model.package.manifest.decoder.vocab_size, n_prompt_tokens)
+        positions = np.arange(n_prompt_tokens, dtype=np.int64)
+        logits = session.prefill([ids.astype(np.int64)], positions)
+        session.truncate(0)
+        session.profile(on=True)
+        logits = session.prefill([ids.astype(np.int64)], positions)
+        results = _kernel_results("prefill", session)
+        session.profile(on=True)
+        for position in range(n_prompt_tokens, n_prompt_tokens + n_new_tokens):
+            logits = session.step(int(logits.argmax()), position)
+        results += _kernel_results("decode", session)
+        session.profile(on=False)
+        return session.machine_limits(), tuple(results)
+
+
+def _kernel_results(stage: str, session: NativeSession) -> list[KernelResult]:
+    times = session.kernel_times()
+    total_s = sum(kernel.seconds for kernel in times)
+    return [
+        KernelResult(
+            stage, kernel.kernel, kernel.calls, kernel.seconds, kernel.seconds / total_s,
+            kernel.operations / kernel.seconds / 1e9, kernel.bytes / kernel.seconds / 1e9,
+        )
+        for kernel in times
+        if kernel.seconds > 0
+    ]  # fmt: skip
 
 
 def _encode(model: Model, image: str | Path) -> tuple[float, int]:

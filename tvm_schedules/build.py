@@ -26,6 +26,7 @@ EXPORTS = """{
     ev_score_tree; ev_accept; ev_truncate; ev_n_past; ev_snapshot; ev_snapshot_bytes; ev_restore; ev_cancel;
     ev_plan_tiles; ev_upright_size; ev_image_scratch_bytes; ev_prepare_tiles; ev_sampler_*;
     ev_tower_*; ev_encode;
+    ev_profile_*;
   local: *;
 };
 """
@@ -49,7 +50,7 @@ def table_source(variants: list[tuple[Variant, list[str]]]) -> str:
     lines.append("const ev_variant ev_variant_table[] = {")
     for variant, names in variants:
         prefill, batch, decode = variant.prefill_tile, variant.batch_tile, variant.decode_tile
-        numbers = f"{prefill.rows}, {prefill.blocks}, {batch.rows}, {batch.blocks}, {decode.blocks}"
+        numbers = f"{variant.lanes}, {prefill.rows}, {prefill.blocks}, {batch.rows}, {batch.blocks}, {decode.blocks}"
         lines.append(
             f'    {{"{variant.name}", {variant.name}_features, {numbers}, {variant.name}_kernels, {len(names)}}},'
         )

@@ -8,6 +8,7 @@ from tvm_schedules.attention.attend import attend, merge
 from tvm_schedules.attention.attend_codes import attend_codes
 from tvm_schedules.attention.cache import KVBits, append, form_name
 from tvm_schedules.elementwise.embed import embed
+from tvm_schedules.elementwise.limits import limit_dots, limit_read
 from tvm_schedules.elementwise.quantise_rows import Norm, quantise_rows
 from tvm_schedules.gemm.weight_codes import gemm
 from tvm_schedules.targets import Variant
@@ -30,7 +31,7 @@ def code_name(bits: int, group: int, zero_point: bool) -> str:
 def kernel_set(variant: Variant) -> dict[str, Any]:
     """Returns name → PrimFunc of all kernels of one variant."""
     tiles = {"prefill": variant.prefill_tile, "batch": variant.batch_tile, "decode": variant.decode_tile}
-    kernels: dict[str, Any] = {}
+    kernels: dict[str, Any] = {"limit_dots": limit_dots(variant), "limit_read": limit_read(variant)}
     for group in GROUPS:
         for norm in NORMS:
             kernels[f"quantise_{norm}_g{group}"] = quantise_rows(variant, group, norm)

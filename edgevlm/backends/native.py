@@ -8,11 +8,20 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from edgevlm.backends.native_library import ModelInfo, ModelOptions, NativeLibrary, host_arch, library_path
+from edgevlm.backends.native_library import (
+    Limits,
+    ModelInfo,
+    ModelOptions,
+    NativeLibrary,
+    ProfileEntry,
+    host_arch,
+    library_path,
+)
 from edgevlm.backends.native_library import Segment as NativeSegment
 from edgevlm.backends.native_tower import NativeTower
 from edgevlm.backends.onnx_tower import OnnxTower
@@ -20,6 +29,28 @@ from edgevlm.backends.ort import default_threads
 from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timings
 from edgevlm.errors import BackendError, ContextFullError, UsageError
 from edgevlm.package import Package
+
+MAX_KERNELS = 64
+"""More than a model uses: a handful of GEMM forms, attention forms and the small ones."""
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One kernel's share of a stage; operations count a multiplication and an addition as two."""
+
+    kernel: str
+    calls: int
+    seconds: float
+    operations: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class MachineLimits:
+    """Integer dot products on registers alone, and reading memory that no cache holds."""
+
+    giga_operations_per_s: float
+    giga_bytes_per_s: float
 
 
 class NativeSession:
@@ -172,6 +203,26 @@ class NativeSession:
         """Makes the running call raise Cancelled at the next tile batch or chunk. Safe from any thread."""
         self.tower.cancel()
         self._library.call("ev_cancel", self._context)
+
+    def profile(self, *, on: bool) -> None:
+        """Begins to count seconds per kernel anew, or stops."""
+        self._library.call("ev_profile_start", self._context, int(on))
+
+    def kernel_times(self) -> tuple[KernelTime, ...]:
+        """Returns what each kernel of the language model took since `profile(on=True)`, the slowest first."""
+        entries = (ProfileEntry * MAX_KERNELS)()
+        count = int(self._library.call("ev_profile_get", self._context, entries, MAX_KERNELS))
+        found = [
+            KernelTime(e.kernel.decode(), e.calls, e.seconds, e.operations, e.bytes)
+            for e in entries[: min(count, MAX_KERNELS)]
+        ]
+        return tuple(sorted(found, key=lambda kernel: -kernel.seconds))
+
+    def machine_limits(self) -> MachineLimits:
+        """Measures what this machine can do with the session's threads; takes about a second."""
+        limits = Limits()
+        self._library.call("ev_model_limits", self._model, ctypes.byref(limits))
+        return MachineLimits(limits.giga_operations_per_s, limits.giga_bytes_per_s)
 
     def memory(self) -> MemoryReport:
         """Returns bytes that are mapped or allocated now."""

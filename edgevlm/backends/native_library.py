@@ -54,6 +54,24 @@ class TowerInfo(ctypes.Structure):
     ]
 
 
+class ProfileEntry(ctypes.Structure):
+    """ev_profile_entry."""
+
+    _fields_ = [
+        ("kernel", ctypes.c_char * 48),
+        ("calls", ctypes.c_int64),
+        ("seconds", ctypes.c_double),
+        ("operations", ctypes.c_double),
+        ("bytes", ctypes.c_double),
+    ]
+
+
+class Limits(ctypes.Structure):
+    """ev_limits."""
+
+    _fields_ = [("giga_operations_per_s", ctypes.c_double), ("giga_bytes_per_s", ctypes.c_double)]
+
+
 class Segment(ctypes.Structure):
     """ev_segment."""
 
@@ -83,6 +101,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ev_snapshot_bytes": (ctypes.c_int64, (_POINTER,)),
     "ev_snapshot": (None, (_POINTER, _POINTER, ctypes.c_int64)),
     "ev_restore": (None, (_POINTER, _POINTER, ctypes.c_int64)),
+    "ev_profile_start": (_INT, (_POINTER, _INT)),
+    "ev_profile_get": (_INT, (_POINTER, _POINTER, _INT)),
+    "ev_model_limits": (None, (_POINTER, _POINTER)),
     "ev_cancel": (_INT, (_POINTER,)),
     "ev_plan_tiles": (None, (_INT, _INT, _POINTER, _INT, _POINTER)),
     "ev_upright_size": (_INT, (_INT, _INT, _INT, _POINTER, _POINTER)),

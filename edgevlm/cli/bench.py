@@ -19,6 +19,8 @@ JSON_FIELDS = {
     "repeat": "runs that the medians are of",
     "stages": "list of {stage, median_s, min_s, max_s, rate, unit}",
     "peak_memory_bytes": "largest resident memory of the process",
+    "limits": "null, or {giga_operations_per_s, giga_bytes_per_s}: what this machine can do at most, measured",
+    "kernels": "list of {stage, kernel, calls, seconds, share, giga_operations_per_s, giga_bytes_per_s}; of native",
 }
 
 
@@ -40,6 +42,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--repeat", type=number(int, 1), default=3, metavar="N", help="runs, after one that is not counted (default: 3)"
     )
     parser.add_argument("--image", type=Path, metavar="FILE", help="encode this picture, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the kernels under the machine's roof (PNG)")
     add_load_options(parser)
     return parser
 
@@ -47,8 +50,11 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Measures; returns the exit code."""
     from edgevlm.bench import measure
+    from edgevlm.roofline import check_plot, draw_roofline
     from edgevlm.strict_json import to_json
 
+    if args.plot is not None:
+        check_plot(args.plot)
     with ProgressBar() as progress:
         result = measure(
             args.package,
@@ -59,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             load_arguments=load_arguments(args),
             progress=progress,
         )
+    if args.plot is not None:
+        draw_roofline(result, args.plot)
     if args.json:
         json_object(to_json(result))
         return 0
@@ -67,5 +75,20 @@ def run(args: argparse.Namespace) -> int:
         rate = "" if s.rate is None else f"{s.rate:.1f}"
         rows.append((s.stage, f"{s.median_s:.3f}", f"{s.min_s:.3f}", f"{s.max_s:.3f}", rate, s.unit))
     answer(table(rows))
+    if result.limits is not None:
+        limits = result.limits
+        kernels = [("stage", "kernel", "calls", "ms", "share", "GOPS", "of limit", "GB/s", "of limit")]
+        for k in result.kernels:
+            kernels.append(
+                (k.stage, k.kernel, str(k.calls), f"{k.seconds * 1e3:.1f}", f"{k.share:.1%}",
+                 f"{k.giga_operations_per_s:.0f}", f"{k.giga_operations_per_s / limits.giga_operations_per_s:.0%}",
+                 f"{k.giga_bytes_per_s:.1f}", f"{k.giga_bytes_per_s / limits.giga_bytes_per_s:.0%}")
+            )  # fmt: skip
+        answer("")
+        answer(table(kernels))
+        answer(
+            f"limits of this machine: {limits.giga_operations_per_s:.0f} GOPS of int8 dot products on registers, "
+            f"{limits.giga_bytes_per_s:.1f} GB/s of memory"
+        )
     answer(f"peak memory {result.peak_memory_bytes / 1e6:.0f} MB, backend {result.backend}, medians of {result.repeat}")
     return 0

@@ -74,6 +74,7 @@ static void lay_out(ev_context *context, ev_layout *layout) {
     context->partials = take(layout, partial_floats(context) * 4);
     context->ids = take(layout, rows * 4);
     context->positions = take(layout, rows * 4);
+    context->op_times = take(layout, graph->n_ops * (int64_t)sizeof *context->op_times);
     context->tree = take(layout, EV_MAX_LOGIT_ROWS * 4);
 }
 

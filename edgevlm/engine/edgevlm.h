@@ -84,6 +84,25 @@ EV_API int32_t ev_n_past(const ev_context *context);
 EV_API int64_t ev_snapshot_bytes(const ev_context *context);
 EV_API ev_status ev_snapshot(const ev_context *context, void *bytes, int64_t size);
 EV_API ev_status ev_restore(ev_context *context, const void *bytes, int64_t size);
+
+/* What a kernel took since profiling began: operations count a multiplication and an addition as two. */
+typedef struct {
+    char kernel[48];
+    int64_t calls;
+    double seconds, operations, bytes;
+} ev_profile_entry;
+/* on: begins anew; 0: stops. Costs two readings of the clock per operation. */
+EV_API void ev_profile_start(ev_context *context, int32_t on);
+/* Fills at most `capacity` entries, one per kernel; returns how many kernels there are. */
+EV_API int32_t ev_profile_get(const ev_context *context, ev_profile_entry *entries, int32_t capacity);
+
+typedef struct {
+    double giga_operations_per_s; /* integer dot products on registers alone, all threads */
+    double giga_bytes_per_s;      /* reading memory that no cache holds, all threads */
+} ev_limits;
+/* Measures this machine for about a second. */
+EV_API ev_status ev_model_limits(ev_model *model, ev_limits *limits);
+
 /* Makes the running call return EV_CANCELLED at the next chunk. Safe from any thread. */
 EV_API void ev_cancel(ev_context *context);
 

@@ -50,6 +50,13 @@ typedef struct {
     int32_t kv_heads, head_dim;
 } ev_layer_cache;
 
+/* What one operation of the decoder took while the context was profiled; rows of the last call. */
+typedef struct {
+    int64_t calls;
+    double seconds, operations, bytes;
+    int32_t rows;
+} ev_op_time;
+
 struct ev_context {
     ev_model *model;
     int32_t capacity, n_past;
@@ -61,6 +68,8 @@ struct ev_context {
     int32_t *sums;
     float *partials; /* attention results before the merge */
     int32_t *ids, *positions;
+    ev_op_time *op_times; /* one per operation */
+    int32_t profiled;
     int32_t *tree;      /* per drafted token the set of drafted tokens that it sees, as bits; itself among them */
     int32_t tree_rows;  /* drafted tokens that lie behind n_past, not committed */
     void *block;     /* the one allocation that holds all of the above */
@@ -75,6 +84,11 @@ ev_any_fn ev_find_kernel(const ev_model *model, const char *name);
 /* Runs the decoder's operations on `rows` new tokens whose embeddings are in the arena; logits of the last n_logits.
  * tree_rows: 0, or `rows` when context->tree says what each of them sees. */
 void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t tree_rows);
+/* Adds one run of an operation to the profile. */
+void ev_profile_add(ev_context *context, uint32_t index, int32_t rows, double seconds);
+double ev_seconds(void);
+/* The kernel of that name in the model's variant; NULL, with the error set, when there is none. */
+ev_any_fn ev_find_kernel(const ev_model *model, const char *name);
 /* Embeds `n` ids into arena rows from `row`. */
 void ev_run_embed(ev_context *context, const int32_t *ids, int32_t row, int32_t n);
 

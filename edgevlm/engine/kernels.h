@@ -26,6 +26,8 @@ typedef int32_t (*ev_merge_fn)(const float *partials, float *out, int32_t n_part
                                int32_t kv_heads, int32_t out_stride, int32_t kv_head, int32_t row_begin,
                                int32_t row_end);
 
+typedef int32_t (*ev_limit_fn)(const uint8_t *input, int32_t *out, int32_t count);
+
 typedef void (*ev_any_fn)(void);
 
 typedef struct {
@@ -36,6 +38,7 @@ typedef struct {
 typedef struct {
     const char *name;            /* such as "avx512vnni" */
     const char *const *features; /* CPU features it needs, NULL-terminated */
+    int32_t dot_lanes;           /* sums of one dot-product instruction */
     int32_t prefill_rows, prefill_blocks, batch_rows, batch_blocks, decode_blocks;
     const ev_kernel *kernels;
     int32_t n_kernels;

@@ -171,6 +171,7 @@ void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t
         if (job.rows == 0) continue;
         job.tile_rows = tile_rows_for(model->variant, job.rows);
         const int32_t parts = ev_pool_threads(model->pool) * (job.rows == 1 ? 1 : EV_PARTS);
+        const double start = context->profiled ? ev_seconds() : 0;
         switch (job.op->code) {
         case EV_OP_QUANTISE:
             clear_padding(&job);
@@ -181,5 +182,6 @@ void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t
         case EV_OP_ATTEND: run_attend(model->pool, &job); break;
         default: break;
         }
+        if (context->profiled) ev_profile_add(context, i, job.rows, ev_seconds() - start);
     }
 }

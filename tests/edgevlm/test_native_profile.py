@@ -1,0 +1,75 @@
+"""Kernel times and machine limits of the native backend, and the roofline drawn from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevlm.backends.native import NativeSession
+from edgevlm.backends.native_library import library_path
+from edgevlm.bench import measure
+from edgevlm.errors import UsageError
+from edgevlm.package import open_package
+from edgevlm.roofline import check_plot, draw_roofline
+from export import probes
+from export.pipeline import ExportOptions, export_package
+from tests import tiny
+from tvm_schedules.compile import compile_package
+
+pytestmark = pytest.mark.skipif(not library_path().exists(), reason="no native library here; `make native` builds it")
+LAYERS, HIDDEN, WIDE = 2, 128, 192
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("profile")
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": WIDE}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    source = tiny.make_llama(directory / "checkpoint", **sizes, **heads)
+    path = export_package(source, directory / "package", ExportOptions(scheme="w4g32", verify=False))
+    compile_package(path, "x86_64", probes.text()[:1000])
+    return path
+
+
+def test_counts_operations_exactly(package: Path) -> None:
+    """The linears of one token, counted by hand from the shapes."""
+    session = NativeSession(open_package(package), context=128)
+    session.profile(on=True)
+    session.step(1, 0)
+    kernels = {kernel.kernel: kernel for kernel in session.kernel_times()}
+    swiglu = kernels["gemm_w4g32_swiglu_decode"]
+    assert swiglu.calls == LAYERS
+    assert swiglu.operations == LAYERS * 2 * HIDDEN * 2 * WIDE
+    assert swiglu.bytes == LAYERS * HIDDEN * 2 * WIDE * (0.5 + 2 / 32)
+    attend = kernels["attend_e64_k8v8"]
+    assert attend.calls == LAYERS
+    assert all(kernel.seconds > 0 for kernel in kernels.values())
+    session.profile(on=False)
+    session.step(1, 1)
+    assert session.kernel_times() == ()
+
+
+def test_limits_are_above_what_kernels_reach(package: Path) -> None:
+    limits = NativeSession(open_package(package), context=64).machine_limits()
+    assert 1 < limits.giga_operations_per_s < 1e5
+    assert 0.1 < limits.giga_bytes_per_s < 1e4
+
+
+def test_benchmark_and_plot(package: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    result = measure(package, n_prompt_tokens=40, n_new_tokens=3, repeat=1, load_arguments={"backend": "native"})
+    assert {kernel.stage for kernel in result.kernels} == {"prefill", "decode"}
+    for stage in ("prefill", "decode"):
+        assert np.isclose(sum(kernel.share for kernel in result.kernels if kernel.stage == stage), 1)
+    picture = tmp_path / "roof.png"
+    draw_roofline(result, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_names_are_checked_first(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"roof\.png"):
+        check_plot(tmp_path / "roof.pdf")
+    with pytest.raises(UsageError, match="does not exist"):
+        check_plot(tmp_path / "missing" / "roof.png")
