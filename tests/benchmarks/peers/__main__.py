@@ -164,9 +164,9 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     missing = "; ".join(f"{name}: {reason}" for name, reason in NOT_HERE.items())
     text = "\n".join((
         BEGIN, table(rows), "",
-        f"{conditions['date']}, {conditions['cpu']}, {arguments.threads} threads, prompt of {arguments.prompt_tokens} tokens,",
-        f"{arguments.new_tokens} new ones, medians of {arguments.rounds} alternating rounds; load of the machine at the end",
-        f"{conditions['load']:.1f}. Not compared: {missing}.", "", "![bars](benchmarks/peers.png)", END,
+        f"{conditions['date']}, {conditions['cpu']}, {arguments.threads} threads, a prompt of",
+        f"{arguments.prompt_tokens} tokens, {arguments.new_tokens} new ones, medians of {arguments.rounds} alternating",
+        f"rounds; load of the machine at the end {conditions['load']:.1f}. Not compared: {missing}.", "", "![bars](benchmarks/peers.png)", END,
     ))  # fmt: skip
     page = PAGE.read_text()
     PAGE.write_text(page[: page.index(BEGIN)] + text + page[page.index(END) + len(END) :])
