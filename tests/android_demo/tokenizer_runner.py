@@ -64,3 +64,16 @@ def run_tokenizer(classes: Path, tables: Path, texts: Sequence[str], scratch: Pa
         decoded = reader.text() if ids is not None else ""
         results.append(Result(ids, starts or [], ends or [], as_text, inner, decoded))
     return results
+
+
+def run_decoder(classes: Path, tables: Path, lists: Sequence[Sequence[int]], scratch: Path) -> list[str]:
+    """Returns the Java stream decoder's text of each list of ids."""
+    given, found = scratch / "lists.bin", scratch / "decoded.bin"
+    given.write_bytes(
+        struct.pack(">i", len(lists)) + b"".join(struct.pack(f">{1 + len(ids)}i", len(ids), *ids) for ids in lists)
+    )
+    command = ["java", "-cp", str(classes), "org.edgevlm.TokenizerRunner", str(tables), str(given), str(found), "decode"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reader = _Reader(found.read_bytes())
+    return [reader.text() for _ in lists]

@@ -3,13 +3,11 @@ package org.edgevlm;
 import java.io.File;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
-import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.List;
 
 /** The C engine through JNI. Texts cross as UTF-8 bytes, never as Java strings. */
 final class JniEngine implements NativeEngine {
-    private static final int ABI_VERSION = 1;
     private static final int FLOAT_BYTES = 4;
 
     private static JniEngine loaded;
@@ -27,9 +25,9 @@ final class JniEngine implements NativeEngine {
                 } else {
                     System.load(path);
                 }
-                if (abiVersion() != ABI_VERSION) {
-                    throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND, "the native library has ABI version "
-                        + abiVersion() + ", this library expects " + ABI_VERSION + "; build both from one version");
+                if (abiVersion() < 0) {
+                    throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND,
+                        "the engine and its JNI part are of different versions; build both from one version");
                 }
             } catch (UnsatisfiedLinkError error) {
                 throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND,
@@ -73,6 +71,28 @@ final class JniEngine implements NativeEngine {
 
     static native void cancel(long context);
 
+    static native int planTiles(int[] integers, double[] reals, int height, int width, int maxTiles, int[] out);
+
+    static native int prepareTiles(int[] integers, double[] reals, ByteBuffer pixels, int height, int width,
+        int pixelBytes, int orientation, int maxTiles, int begin, int end, ByteBuffer out);
+
+    static native int samplerNew(int vocabulary, long[] out);
+
+    static native int samplerBegin(long sampler, double temperature, int topK, double topP, double minP,
+        double repetitionPenalty, long seed);
+
+    static native int samplerNext(long sampler, ByteBuffer logits, int vocabulary, ByteBuffer history, int nHistory);
+
+    static native void samplerFree(long sampler);
+
+    static native int towerNew(long model, long[] out);
+
+    static native int encode(long tower, ByteBuffer pixels, int nTiles, ByteBuffer features);
+
+    static native void towerCancel(long tower);
+
+    static native void towerFree(long tower);
+
     /** Raises the exception that belongs to a status. */
     private static void check(int status) throws EdgeVlmException {
         if (status != 0) {
@@ -92,17 +112,16 @@ final class JniEngine implements NativeEngine {
 
     @Override
     public TilePlan plan(ImageSpec spec, int height, int width, int maxTiles) throws EdgeVlmException {
-        throw noPictures();
+        int[] out = new int[3];
+        check(planTiles(spec.integers, spec.reals, height, width, maxTiles, out));
+        return new TilePlan(out[0], out[1], out[2] != 0, spec.thumbnailFirst && out[2] != 0);
     }
 
     @Override
     public void prepare(ImageSpec spec, Pixels picture, int maxTiles, int begin, int end, ByteBuffer out)
             throws EdgeVlmException {
-        throw noPictures();
-    }
-
-    private static EdgeVlmException noPictures() {
-        return new EdgeVlmException(EdgeVlmException.Kind.UNSUPPORTED, "this build of the engine takes no pictures");
+        check(prepareTiles(spec.integers, spec.reals, picture.bytes, picture.height, picture.width, picture.pixelBytes,
+            picture.orientation, maxTiles, begin, end, out));
     }
 
     private static final class JniModel implements Model {
@@ -149,13 +168,15 @@ final class JniEngine implements NativeEngine {
         }
 
         @Override
-        public Sampler newSampler() {
-            return new GreedySampler(vocabSize());
+        public Sampler newSampler() throws EdgeVlmException {
+            return new JniSampler(vocabSize());
         }
 
         @Override
         public Tower newTower() throws EdgeVlmException {
-            throw noPictures();
+            long[] out = new long[6];
+            check(towerNew(handle, out));
+            return new JniTower(out);
         }
 
         @Override
@@ -251,42 +272,82 @@ final class JniEngine implements NativeEngine {
         }
     }
 
-    /** The most likely token, the first of equal ones. */
-    private static final class GreedySampler implements Sampler {
-        private final float[] values;
+    /** As the context: `cancel` may come from any thread, also while the tower is closed. */
+    private static final class JniTower implements Tower {
+        private final Object lock = new Object();
+        private final long[] info;
 
-        GreedySampler(int vocabulary) {
-            values = new float[vocabulary];
+        JniTower(long[] info) {
+            this.info = info;
         }
 
         @Override
-        public void begin(GenerationOptions options) throws EdgeVlmException {
-            if (options.temperature != 0 || options.repetitionPenalty != 1) {
-                throw new EdgeVlmException(EdgeVlmException.Kind.UNSUPPORTED,
-                    "this build of the engine is greedy only: temperature 0 and repetition penalty 1");
-            }
+        public int tokensPerTile() {
+            return (int) info[1];
         }
 
         @Override
-        public int next(ByteBuffer logits, int[] history, int nHistory) throws EdgeVlmException {
-            FloatBuffer floats = logits.duplicate().order(ByteOrder.nativeOrder()).asFloatBuffer();
-            floats.get(values);
-            int best = 0;
-            for (int i = 1; i < values.length; i++) {
-                if (values[i] > values[best]) {
-                    best = i;
+        public int maxBatch() {
+            return (int) info[2];
+        }
+
+        @Override
+        public void encode(ByteBuffer pixels, int nTiles, ByteBuffer features) throws EdgeVlmException {
+            check(JniEngine.encode(info[0], pixels, nTiles, features));
+        }
+
+        @Override
+        public void cancel() {
+            synchronized (lock) {
+                if (info[0] != 0) {
+                    towerCancel(info[0]);
                 }
             }
-            if (Float.isNaN(values[best]) || Float.isInfinite(values[best])) {
-                throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND,
-                    "the model returned logits that are not finite after " + nHistory + " tokens");
-            }
-            return best;
         }
 
         @Override
         public void close() {
-            // nothing is held outside the heap
+            synchronized (lock) {
+                if (info[0] != 0) {
+                    towerFree(info[0]);
+                    info[0] = 0;
+                }
+            }
+        }
+    }
+
+    private static final class JniSampler implements Sampler {
+        private final int vocabulary;
+        private long handle;
+
+        JniSampler(int vocabulary) throws EdgeVlmException {
+            this.vocabulary = vocabulary;
+            long[] out = new long[1];
+            check(samplerNew(vocabulary, out));
+            handle = out[0];
+        }
+
+        @Override
+        public void begin(GenerationOptions options) throws EdgeVlmException {
+            check(samplerBegin(handle, options.temperature, options.topK, options.topP, options.minP,
+                options.repetitionPenalty, options.seed));
+        }
+
+        @Override
+        public int next(ByteBuffer logits, ByteBuffer history, int nHistory) throws EdgeVlmException {
+            int token = samplerNext(handle, logits, vocabulary, history, nHistory);
+            if (token < 0) {
+                check(-token);
+            }
+            return token;
+        }
+
+        @Override
+        public void close() {
+            if (handle != 0) {
+                samplerFree(handle);
+                handle = 0;
+            }
         }
     }
 

@@ -83,7 +83,8 @@ interface NativeEngine {
     interface Sampler {
         void begin(GenerationOptions options) throws EdgeVlmException;
 
-        int next(ByteBuffer logits, int[] history, int nHistory) throws EdgeVlmException;
+        /** `history` is a direct buffer of ints: every id so far, the prompt included. */
+        int next(ByteBuffer logits, ByteBuffer history, int nHistory) throws EdgeVlmException;
 
         void close();
     }

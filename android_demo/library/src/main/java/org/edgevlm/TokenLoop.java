@@ -12,6 +12,7 @@ final class TokenLoop {
     private final Tokenizer tokenizer;
     private final int[] eos;
     private final ByteBuffer logits;
+    private final ByteBuffer history;
     private final MemoryProbe memory;
 
     TokenLoop(KeyValueStore cache, NativeEngine.Model model, Tokenizer tokenizer, int[] eos, MemoryProbe memory)
@@ -22,6 +23,7 @@ final class TokenLoop {
         this.memory = memory;
         sampler = model.newSampler();
         logits = JniEngine.floats(model.vocabSize());
+        history = JniEngine.floats(cache.capacity() + 1L);
         Arrays.sort(this.eos);
     }
 
@@ -64,7 +66,9 @@ final class TokenLoop {
         NativeEngine.Context context = cache.prepare(prompt.keys);
         int reused = context.nPast();
         long[] keys = Arrays.copyOf(prompt.keys, cache.capacity() + 1);
-        int[] history = Arrays.copyOf(prompt.ids, cache.capacity() + 1);
+        for (int i = 0; i < nPrompt; i++) {
+            history.putInt(4 * i, prompt.ids[i]);
+        }
         int n = nPrompt;
         IntList generated = new IntList();
         StringBuilder shown = new StringBuilder();
@@ -89,7 +93,7 @@ final class TokenLoop {
                     break;
                 }
                 generated.add(token);
-                history[n] = token;
+                history.putInt(4 * n, token);
                 keys[n++] = token;
                 show(decoder.push(token), shown, sink);
                 if (generated.size() == options.maxNewTokens || context.nPast() == cache.capacity()) {

@@ -10,7 +10,8 @@ import java.util.concurrent.ExecutionException;
 
 /**
  * Conversations for the tests: {@code ConversationRunner package conversations.json results.json}. A conversation is
- * {"system", "max_new_tokens", "turns": [{"text", "picture": [path of raw RGB, width, height]}]}; a result is one object per
+ * {"system", "max_new_tokens", "sampling", "turns": [{"text", "picture": [path of raw RGB, width, height],
+ * "trim": level}]}; a result is one object per
  * turn: the ids, the text, how many tokens were reused, or the refusal.
  */
 final class ConversationRunner {
@@ -18,7 +19,7 @@ final class ConversationRunner {
     }
 
     /** Collects what a listener hears. */
-    static final class Collector implements TokenListener {
+    static class Collector implements TokenListener {
         final StringBuilder heard = new StringBuilder();
         Answer answer;
         EdgeVlmException error;
@@ -55,6 +56,11 @@ final class ConversationRunner {
     private static List<Object> run(EdgeVlm model, Fields given) throws Exception {
         Conversation conversation = model.newConversation(given.has("system") ? given.text("system") : null);
         GenerationOptions options = model.generationOptions().withMaxNewTokens(given.integer("max_new_tokens"));
+        if (given.has("sampling")) {
+            Fields sampling = given.object("sampling");
+            options = options.withTemperature(sampling.real("temperature", 0)).withTopK(sampling.integer("top_k"))
+                .withTopP(sampling.real("top_p", 1)).withSeed(sampling.whole("seed"));
+        }
         List<Object> results = new ArrayList<>();
         for (Fields turn : given.objects("turns")) {
             if (turn.has("picture")) {

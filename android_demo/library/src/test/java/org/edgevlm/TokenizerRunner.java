@@ -16,7 +16,7 @@ import java.nio.file.Files;
  *
  * <p>Texts are a count, then length and UTF-8 of each; a result is the ids with control tokens recognised, their spans, the
  * ids as text at the start and inside, and the decoded ids; all numbers are big-endian ints. A refused text gives the
- * count -1.
+ * count -1. With a fourth argument, "decode", texts.bin holds lists of ids, and a result is the text of each.
  */
 final class TokenizerRunner {
     private TokenizerRunner() {
@@ -28,6 +28,10 @@ final class TokenizerRunner {
                 DataOutputStream out = new DataOutputStream(
                     new BufferedOutputStream(new FileOutputStream(args[2])))) {
             int count = in.readInt();
+            if (args.length > 3) {
+                decode(tokenizer, count, in, out);
+                return;
+            }
             for (int i = 0; i < count; i++) {
                 byte[] bytes = new byte[in.readInt()];
                 in.readFully(bytes);
@@ -60,6 +64,20 @@ final class TokenizerRunner {
                     out.write(result);
                 }
             }
+        }
+    }
+
+    private static void decode(Tokenizer tokenizer, int count, DataInputStream in, DataOutputStream out)
+            throws IOException, EdgeVlmException {
+        for (int i = 0; i < count; i++) {
+            StreamDecoder decoder = new StreamDecoder(tokenizer);
+            StringBuilder decoded = new StringBuilder();
+            for (int n = in.readInt(); n > 0; n--) {
+                decoded.append(decoder.push(in.readInt()));
+            }
+            byte[] result = Utf8.encode(decoded.append(decoder.finish()).toString());
+            out.writeInt(result.length);
+            out.write(result);
         }
     }
 

@@ -1,0 +1,101 @@
+"""Compiled Java and compiled tiny packages, made once for all tests of the Android library."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from android_demo.apk.build import ROOT, java_sources, javac
+from android_demo.apk.tools import java_home
+from edgevlm.backends.native_library import host_arch, library_path
+from edgevlm.errors import BackendError
+from export import probes
+from export.device.files import add_device_files
+from export.pipeline import ExportOptions, export_package
+from tests import tiny
+from tvm_schedules.compile import compile_package
+
+LIBRARY = ROOT / "library" / "src"
+ENGINE = ROOT.parent / "edgevlm" / "engine"
+C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
+WIDE = {"hidden_size": 128}
+TEXT = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1}
+LANGUAGE = {**TEXT, "head_dim": 64}
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    """The JDK; tests are skipped without one."""
+    try:
+        return java_home()
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def classes(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library and its Java tests, compiled for Java 8 with every warning an error."""
+    target = tmp_path_factory.mktemp("classes")
+    javac(java_sources(LIBRARY / "main" / "java", LIBRARY / "test" / "java"), target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def jni(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JNI part, linked with this machine's engine."""
+    engine = library_path()
+    if host_arch() != "x86_64" or not engine.exists():
+        pytest.skip(f"{engine} is not built for this machine; run `make native`")
+    target = tmp_path_factory.mktemp("jni") / "libedgevlm_jni.so"
+    includes = [f"-I{ENGINE}", f"-I{home}/include", f"-I{home}/include/linux"]
+    sources = [str(path) for path in sorted((LIBRARY / "main" / "c").glob("*.c"))]
+    command = ["cc", *C_FLAGS, *includes, *sources, str(engine.resolve()), f"-Wl,-rpath,{engine.resolve().parent}"]
+    done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def compiled(maker: Any, directory: Path, **over: Any) -> Path:
+    """A tiny package, exported and compiled for x86-64."""
+    source = maker(directory / "checkpoint", **over)
+    path = export_package(source, directory / "package", ExportOptions(scheme="w4g32", verify=False))
+    shutil.rmtree(source)
+    compile_package(path, "x86_64", probes.text()[:2000])
+    return path
+
+
+@pytest.fixture(scope="session")
+def picture_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of the reference architecture that talks and sees."""
+    return compiled(tiny.make_bluelm_v, tmp_path_factory.mktemp("bluelm_v"), vision=WIDE, text=TEXT)
+
+
+@pytest.fixture(scope="session")
+def packages(picture_package: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny package of every architecture that is exported whole; only their prompts are looked at."""
+    found = {"bluelm_v": picture_package}
+    for name in ("llama", "qwen2", "idefics3", "smolvlm"):
+        directory = tmp_path_factory.mktemp(name)
+        source = tiny.MAKERS[name](directory / "checkpoint")
+        found[name] = export_package(source, directory / "package", ExportOptions(scheme="fp32", verify=False))
+        assert add_device_files(found[name]).missing == ()
+    return found
+
+
+@pytest.fixture(scope="session")
+def java() -> Any:
+    """Runs a class: java(classes, name, *arguments, library=None) → stdout."""
+
+    def run(classpath: Path | str, name: str, *arguments: object, library: Path | None = None) -> str:
+        options = ["-Xcheck:jni", f"-Dorg.edgevlm.library={library}"] if library is not None else []
+        command = ["java", "-Xmx512m", *options, "-cp", str(classpath), name, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
+        assert "FATAL ERROR in native method" not in done.stdout and "WARNING in native method" not in done.stdout
+        return done.stdout
+
+    return run
