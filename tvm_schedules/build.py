@@ -1,25 +1,32 @@
-"""Kernels of every variant of an architecture and the C engine, linked into libedgevlm-<arch>.so.
+"""Kernels of every variant of an architecture and the C engine, linked into one library.
 
-`python -m tvm_schedules.build [--arch x86_64] [-o DIR]`. Needs apache-tvm and a C compiler; the library needs neither.
+`python -m tvm_schedules.build [--arch ARCH] [--os linux|android] [-o DIR]` makes libedgevlm-<arch>.so, or libedgevlm.so
+for Android. Needs apache-tvm and a C compiler; the library needs neither.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import edgevlm
-from tvm_schedules.codegen import build_object
-from tvm_schedules.kernel_set import kernel_set
+from edgevlm.backends.native_library import host_arch
+from edgevlm.errors import BackendError
+from tvm_schedules.layouts import ROW_LAYOUTS
+from tvm_schedules.object_cache import prune, sources_hash, variant_objects
 from tvm_schedules.targets import VARIANTS, Variant
+from tvm_schedules.toolchains import C_FLAGS, LINK_FLAGS, OperatingSystem, toolchain
 
 ENGINE = Path(edgevlm.__file__).parent / "engine"
-C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wextra")
-
-
+OBJECTS = Path("build/objects")
+"""Where compiled kernels are kept between builds, from the working directory."""
 EXPORTS = """{
   global:
     ev_abi_version; ev_last_error; ev_variants; ev_model_*; ev_context_*; ev_prefill; ev_step; ev_score;
@@ -33,9 +40,9 @@ EXPORTS = """{
 """Linker version script: the C ABI of edgevlm.h and nothing else."""
 
 
-def library_path(directory: Path, arch: str) -> Path:
+def library_path(directory: Path, arch: str, system: OperatingSystem = "linux") -> Path:
     """Where the library of `arch` stands."""
-    return directory / f"libedgevlm-{arch}.so"
+    return directory / ("libedgevlm.so" if system == "android" else f"libedgevlm-{arch}.so")
 
 
 def table_source(variants: list[tuple[Variant, list[str]]]) -> str:
@@ -50,7 +57,9 @@ def table_source(variants: list[tuple[Variant, list[str]]]) -> str:
     lines.append("const ev_variant ev_variant_table[] = {")
     for variant, names in variants:
         prefill, batch, decode = variant.prefill_tile, variant.batch_tile, variant.decode_tile
-        numbers = f"{variant.lanes}, {prefill.rows}, {prefill.blocks}, {batch.rows}, {batch.blocks}, {decode.blocks}"
+        layout = ROW_LAYOUTS[variant.arch]
+        numbers = f"{variant.lanes}, {prefill.rows}, {prefill.blocks}, {batch.rows}, {batch.blocks}, {decode.blocks}, "
+        numbers += f"{layout.copies}, {layout.sum_base}"
         lines.append(
             f'    {{"{variant.name}", {variant.name}_features, {numbers}, {variant.name}_kernels, {len(names)}}},'
         )
@@ -58,42 +67,68 @@ def table_source(variants: list[tuple[Variant, list[str]]]) -> str:
     return "\n".join(lines)
 
 
-def build_library(arch: str, directory: Path, compiler: str = "cc") -> Path:
+def kernel_objects(variants: list[Variant], cache: Path) -> dict[str, dict[str, Path]]:
+    """Variant name → kernel name → object file, compiled in as many processes as there are processors."""
+    sources = sources_hash()
+    workers = min(len(variants), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = {variant.name: pool.submit(variant_objects, variant.name, cache, sources) for variant in variants}
+        objects = {name: job.result() for name, job in jobs.items()}
+    prune(cache)
+    return objects
+
+
+def build_library(
+    arch: str, directory: Path, system: OperatingSystem = "linux", cache: Path = OBJECTS, only: str | None = None
+) -> Path:
     """Builds the library of `arch` into `directory` and returns its path.
 
-    Raises subprocess.CalledProcessError when the compiler refuses a source; its message is on stderr.
+    `only` names one variant and leaves the others out. Raises subprocess.CalledProcessError when the compiler refuses a
+    source; its message is on stderr. Raises BackendError when a tool is missing.
     """
+    variants = [variant for variant in VARIANTS if variant.arch == arch and only in (None, variant.name)]
+    if not variants:
+        raise BackendError(f"{arch} has no variant {only!r}")
     directory.mkdir(parents=True, exist_ok=True)
-    target = library_path(directory, arch)
+    target = library_path(directory, arch, system)
     with tempfile.TemporaryDirectory(dir=directory) as scratch_name:
         scratch = Path(scratch_name)
-        objects: list[Path] = []
-        table: list[tuple[Variant, list[str]]] = []
-        for variant in (variant for variant in VARIANTS if variant.arch == arch):
-            kernels = kernel_set(variant)
-            path = scratch / f"{variant.name}.o"
-            build_object({f"ev_{variant.name}_{name}": function for name, function in kernels.items()}, variant, path)
-            objects.append(path)
-            table.append((variant, sorted(kernels)))
+        tools = toolchain(arch, system, scratch)
+        objects = kernel_objects(variants, cache)
+        table = [(variant, sorted(objects[variant.name])) for variant in variants]
         (scratch / "kernel_table.c").write_text(table_source(table))
         (scratch / "exports.map").write_text(EXPORTS)
-        sources = [*sorted(ENGINE.glob("*.c")), scratch / "kernel_table.c"]
-        command = [compiler, *C_FLAGS, f"-I{ENGINE}", "-shared", "-o", str(scratch / target.name)]
-        command += [str(path) for path in (*sources, *objects)]
-        command += ["-pthread", "-Wl,--no-undefined", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384"]
-        command += [f"-Wl,--version-script={scratch / 'exports.map'}", "-s"]
-        subprocess.run(command, check=True)
+        files = _object_list(objects, scratch)
+        sources = [str(path) for path in (*sorted(ENGINE.glob("*.c")), scratch / "kernel_table.c")]
+        command = [tools.compiler, *C_FLAGS, *tools.flags, f"-I{ENGINE}", *LINK_FLAGS, *sources, *files]
+        command += [*tools.link_flags, f"-Wl,--version-script={scratch / 'exports.map'}"]
+        subprocess.run([*command, "-o", str(scratch / target.name)], check=True)
         (scratch / target.name).replace(target)
     return target
+
+
+def _object_list(objects: Mapping[str, Mapping[str, Path]], scratch: Path) -> list[str]:
+    """A response file that names all objects: there are hundreds."""
+    paths = [path.resolve() for kernels in objects.values() for path in kernels.values()]
+    (scratch / "objects.rsp").write_text("".join(f'"{path}"\n' for path in paths), encoding="utf-8")
+    return [f"@{scratch / 'objects.rsp'}"]
 
 
 def main() -> int:
     """Builds what the arguments name and prints the library's path."""
     parser = argparse.ArgumentParser(prog="python -m tvm_schedules.build", description=__doc__)
-    parser.add_argument("--arch", choices=sorted({variant.arch for variant in VARIANTS}), default="x86_64")
+    arches = sorted({variant.arch for variant in VARIANTS})
+    parser.add_argument("--arch", choices=arches, default=host_arch())
+    parser.add_argument("--os", choices=("linux", "android"), default="linux")
+    parser.add_argument("--only", choices=sorted(variant.name for variant in VARIANTS), help="one variant")
+    parser.add_argument("--objects", type=Path, default=OBJECTS, help="directory of compiled kernels")
     parser.add_argument("-o", "--output", type=Path, default=Path("build"))
     arguments = parser.parse_args()
-    print(build_library(arguments.arch, arguments.output))
+    try:
+        print(build_library(arguments.arch, arguments.output, arguments.os, arguments.objects, arguments.only))
+    except BackendError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 

@@ -25,7 +25,7 @@ from tvm_schedules.onnx_graph import OnnxGraph
 from tvm_schedules.plan import NO_FILE, VERSION, Graph, PlanInfo, WeightsFile, write_plan
 from tvm_schedules.tower_kernels import TOWER_ARCHS
 
-PACKED_ARCHS = ("x86_64",)
+PACKED_ARCHS = ("x86_64", "arm64")
 """Architectures whose weight layout `layouts` packs."""
 PLAN, WEIGHTS, VISION = "plan.bin", "weights.bin", "vision.bin"
 CENTRE_TOKENS = 1024
@@ -96,12 +96,12 @@ def _write(package: Package, arch: str, centres: list[NDArray[np.float32]], dire
     if package.manifest.decoder.position_rank != 1:
         raise UnsupportedModelError(f"{package.path}: the engine takes positions of rank 1; use onnxruntime")
     sources = [OnnxGraph(package.graph(name)) for name in ("decoder_model_merged", "embed_tokens")]
-    with WeightsFile(directory / WEIGHTS) as weights:
+    with WeightsFile(directory / WEIGHTS, arch) as weights:
         lowered = lower_decoder(sources[0], sources[1], weights, centres)
     graphs = [Graph(0, lowered.ops, lowered.buffers, lowered.graph_input, lowered.graph_output, CHUNK_TOKENS)]
     vision_hash = NO_FILE
     if vision:
-        with WeightsFile(directory / VISION) as vision_weights:
+        with WeightsFile(directory / VISION, arch) as vision_weights:
             tower = lower_vision(OnnxGraph(package.graph("vision_encoder")), vision_weights)
         _check_tower(package, tower)
         graphs.append(tower.graph)
@@ -159,9 +159,9 @@ def compile_tower(graph: Path, arch: str, directory: Path) -> LoweredTower:
 
     Raises UnsupportedModelError naming the node that the engine cannot run.
     """
-    with WeightsFile(directory / VISION) as vision:
+    with WeightsFile(directory / VISION, arch) as vision:
         tower = lower_vision(OnnxGraph(graph), vision)
-    with WeightsFile(directory / WEIGHTS) as weights:
+    with WeightsFile(directory / WEIGHTS, arch) as weights:
         weights.add(np.zeros(64, np.uint8))
     info = PlanInfo(arch, tower.width, vocab_size=1, max_positions=1, chunk_tokens=1, kv_bits=((8, 8),))
     write_plan(directory / PLAN, info, [tower.graph], weights.file_hash(), vision.file_hash())

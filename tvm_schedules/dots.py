@@ -66,14 +66,42 @@ def _maddubs_signed(acc: Expr, w: Expr, x: Expr) -> Expr:
     return acc + _madd_pairs(magnitude, tirx.Select(negative, zero - x, x))
 
 
-def pair_dot(variant: Variant) -> DotFunction:
-    """Returns `dot(acc, a, b)`: int32 lanes `acc` + the products of the two int16 neighbours of each lane, summed."""
+PairDot = Callable[[Expr, Expr, Expr, list[Expr]], Expr]
+
+
+def pair_dot(variant: Variant) -> PairDot:
+    """Returns `dot(acc, a, b, b_index)`.
+
+    int32 lanes `acc` + the products of the two int16 neighbours of each lane of `a` with the two int16 at `b_index` of
+    the buffer `b`, summed.
+    """
     table: dict[str, DotFunction] = {
         "vpdpbusd512": _vpdpwssd(16),
         "vpdpbusd256": _vpdpwssd(8),
         "maddubs256": _pmaddwd,
     }
-    return table[variant.dot]
+    return _multiply_pairs if variant.arch == "arm64" else _with_broadcast_pair(table[variant.dot], variant.lanes)
+
+
+def _with_broadcast_pair(dot: DotFunction, lanes: int) -> PairDot:
+    from tvm import tirx
+
+    def paired(acc: Expr, a: Expr, b: Expr, b_index: list[Expr]) -> Expr:
+        both = tirx.reinterpret("int32", b.vload(b_index, "int16x2"))
+        return dot(acc, a, tirx.reinterpret(f"int16x{2 * lanes}", tirx.Broadcast(both, lanes)))
+
+    return paired
+
+
+def _multiply_pairs(acc: Expr, a: Expr, b: Expr, b_index: list[Expr]) -> Expr:
+    """NEON has no such instruction: even and odd neighbours apart, each times its int16 in `smlal`."""
+    from tvm import tirx
+
+    for neighbour in range(2):
+        chosen = tirx.Shuffle([a], [tirx.const(lane, "int32") for lane in range(neighbour, 32, 2)])
+        value = b.vload([*b_index[:-1], b_index[-1] + neighbour], "int16")
+        acc = acc + tirx.Cast("int32x16", chosen) * tirx.Cast("int32x16", tirx.Broadcast(value, 16))
+    return acc
 
 
 def _vpdpwssd(lanes: int) -> DotFunction:

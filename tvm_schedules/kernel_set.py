@@ -8,9 +8,9 @@ from tvm_schedules.attention.attend import attend, merge
 from tvm_schedules.attention.attend_codes import attend_codes
 from tvm_schedules.attention.cache import KVBits, append, form_name
 from tvm_schedules.elementwise.embed import embed
-from tvm_schedules.elementwise.limits import limit_dots, limit_read
+from tvm_schedules.elementwise import limits, limits_arm64
 from tvm_schedules.elementwise.quantise_rows import Norm, quantise_rows
-from tvm_schedules.gemm.weight_codes import gemm
+from tvm_schedules.gemm import weight_codes, weight_codes_arm64
 from tvm_schedules.targets import Variant
 from tvm_schedules.tower_kernels import TOWER_ARCHS, tower_kernels
 
@@ -31,7 +31,9 @@ def code_name(bits: int, group: int, zero_point: bool) -> str:
 def kernel_set(variant: Variant) -> dict[str, Any]:
     """Returns name → PrimFunc of all kernels of one variant."""
     tiles = {"prefill": variant.prefill_tile, "batch": variant.batch_tile, "decode": variant.decode_tile}
-    kernels: dict[str, Any] = {"limit_dots": limit_dots(variant), "limit_read": limit_read(variant)}
+    gemm = weight_codes_arm64.gemm if variant.arch == "arm64" else weight_codes.gemm
+    limit_dots = limits_arm64.limit_dots if variant.arch == "arm64" else limits.limit_dots
+    kernels: dict[str, Any] = {"limit_dots": limit_dots(variant), "limit_read": limits.limit_read(variant)}
     for group in GROUPS:
         for norm in NORMS:
             kernels[f"quantise_{norm}_g{group}"] = quantise_rows(variant, group, norm)

@@ -133,13 +133,12 @@ def store(weights: WeightsFile, matrix: Matrix, columns: int = COLUMN_MULTIPLE) 
     """Packs and writes `matrix`, N padded to `columns`; returns fields of an Op: n, k, bits, group and offsets."""
     n, k = matrix.shape
     padded = -(-n // columns) * columns
-    pack = layouts.pack_int4_x86 if matrix.bits == 4 else layouts.pack_int8_x86
     return {
         "n": padded,
         "k": k,
         "bits": matrix.bits,
         "group": matrix.group,
-        "weight": weights.add(pack(_pad_rows(matrix.codes, padded))),
+        "weight": weights.add(layouts.pack(_pad_rows(matrix.codes, padded), matrix.bits, weights.arch)),
         "scales": weights.add(layouts.pack_per_group(_pad_rows(matrix.scales, padded))),
         "zeros": NONE if matrix.zeros is None else weights.add(layouts.pack_per_group(_pad_rows(matrix.zeros, padded))),
     }

@@ -90,9 +90,10 @@ class PlanInfo:
 
 
 class WeightsFile:
-    """Writes weights.bin front to back; every tensor begins on 64 bytes, a large one on a page."""
+    """Writes weights.bin of an architecture front to back; every tensor begins on 64 bytes, a large one on a page."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, arch: str) -> None:
+        self.arch = arch
         self._file: IO[bytes] = path.open("wb")
         self._hash = hashlib.sha256()
         self.size_bytes = 0

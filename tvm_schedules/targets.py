@@ -36,7 +36,7 @@ class Variant:
     features: tuple[str, ...]
     dot: Dot
     lanes: int
-    """float32 or int32 lanes of a vector."""
+    """float32 or int32 lanes of a vector. 16 on arm64 too, as four registers: sums then have AVX-512's order."""
     prefill_tile: Tile
     batch_tile: Tile
     """For 2 to `batch_tile.rows` rows: drafted tokens."""
@@ -48,8 +48,11 @@ class Variant:
 
 
 _LINUX_X86 = "x86_64-unknown-linux-gnu"
-# Four parts: with three, LLVM does not recognise Android and uses the reserved register x18.
+# Four parts: with three, LLVM does not recognise Android and uses the reserved register x18. The same objects serve
+# Linux: kernels call nothing.
 _ANDROID = "aarch64-unknown-linux-android24"
+# Phones often hide SVE although the core has it.
+_NO_SVE = ("-sve", "-sve2")
 
 # Measured (LOG.md, 2026-11-25): the sums of one vector of columns stay in registers, those of two spill once a group.
 # SwiGLU pairs two blocks, so tiles are 2 blocks wide.
@@ -61,6 +64,12 @@ VARIANTS: tuple[Variant, ...] = (
             ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 6, 3),
     Variant("avx2", "x86_64", _LINUX_X86, "x86-64-v3", (),
             ("avx2", "fma", "f16c"), "maddubs256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 6, 3),
+    Variant("i8mm", "arm64", _ANDROID, "cortex-a78", ("+neon", "+dotprod", "+i8mm", *_NO_SVE),
+            ("asimd", "asimddp", "i8mm"), "smmla", 16, Tile(8, 2, 1), Tile(4, 2, 1), Tile(1, 2, 4), 6, 3),
+    Variant("dotprod", "arm64", _ANDROID, "cortex-a76", ("+neon", "+dotprod", *_NO_SVE),
+            ("asimd", "asimddp"), "sdot", 16, Tile(8, 2, 1), Tile(4, 2, 1), Tile(1, 2, 4), 6, 3),
+    Variant("neon", "arm64", _ANDROID, "cortex-a53", ("+neon", *_NO_SVE),
+            ("asimd",), "smull", 16, Tile(8, 2, 1), Tile(4, 2, 1), Tile(1, 2, 4), 6, 3),
 )
 
 BY_NAME: dict[str, Variant] = {variant.name: variant for variant in VARIANTS}

@@ -69,8 +69,8 @@ static void lay_out(ev_context *context, ev_layout *layout) {
     }
     context->arena = take(layout, (int64_t)graph->arena_floats * 4);
     context->codes = take(layout, rows * widest);
-    context->scales = take(layout, rows * most_groups * 4);
-    context->sums = take(layout, rows * most_groups * 4);
+    context->scales = take(layout, rows * most_groups * model->variant->row_copies * 4);
+    context->sums = take(layout, rows * most_groups * model->variant->row_copies * 4);
     context->partials = take(layout, partial_floats(context) * 4);
     context->ids = take(layout, rows * 4);
     context->positions = take(layout, rows * 4);
@@ -104,8 +104,8 @@ ev_status ev_context_new(ev_model *model, int32_t capacity, const uint8_t *kv_bi
     ev_layout measure = {NULL, 0};
     lay_out(context, &measure);
     context->block_bytes = measure.used;
-    context->block = aligned_alloc(ALIGNMENT, (size_t)measure.used);
-    if (!context->block) {
+    if (posix_memalign(&context->block, ALIGNMENT, (size_t)measure.used)) {
+        context->block = NULL;
         ev_context_free(context);
         return ev_fail(EV_ERROR_BACKEND, "cannot allocate %lld bytes for a context of %d tokens", (long long)measure.used, capacity);
     }

@@ -2,7 +2,6 @@
 #include "cpu.h"
 
 #include <stdint.h>
-
 #include <string.h>
 
 #if defined(__x86_64__)

@@ -2,7 +2,7 @@
  *
  * Versioned: EV_ABI_VERSION changes when a signature or a struct changes. Every function that can fail returns an
  * ev_status and leaves one sentence in ev_last_error() of the calling thread. No call allocates after ev_context_new
- * has returned. A context is used by one thread at a time, except ev_cancel. Results do not depend on the number of
+ * has returned, except a thread's first error. A context is used by one thread at a time, except ev_cancel. Results do not depend on the number of
  * threads. */
 #ifndef EDGEVLM_H
 #define EDGEVLM_H

@@ -40,6 +40,8 @@ typedef struct {
     const char *const *features; /* CPU features it needs, NULL-terminated */
     int32_t dot_lanes;           /* sums of one dot-product instruction */
     int32_t prefill_rows, prefill_blocks, batch_rows, batch_blocks, decode_blocks;
+    int32_t row_copies; /* how often the scale and the sum of a row are stored */
+    int32_t empty_sum;  /* the sum of a row that is not there */
     const ev_kernel *kernels;
     int32_t n_kernels;
 } ev_variant;

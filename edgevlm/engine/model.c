@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "cpu.h"
@@ -26,11 +26,9 @@ ev_status ev_map_file(const char *directory, const char *name, ev_mapping *mappi
         return ev_fail(EV_ERROR_USAGE, "the package path is longer than %zu characters", sizeof path - 1);
     const int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return ev_fail(EV_ERROR_PACKAGE, "cannot open %s: %s", path, strerror(errno));
-    struct stat status;
+    const int64_t size = lseek(file, 0, SEEK_END); /* not fstat: its struct differs between C libraries */
     void *data = MAP_FAILED;
-    if (!fstat(file, &status) && status.st_size > 0)
-        data = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED, file, 0);
-    const int64_t size = status.st_size;
+    if (size > 0) data = mmap(NULL, (size_t)size, PROT_READ, MAP_SHARED, file, 0);
     close(file);
     if (data == MAP_FAILED) return ev_fail(EV_ERROR_PACKAGE, "cannot map %s (%lld bytes)", path, (long long)size);
     *mapping = (ev_mapping){data, size};
@@ -232,9 +230,14 @@ static ev_status find_kernels(ev_model *model) {
     return EV_OK;
 }
 
+/* The processors that this thread may run on, at most 8. */
 static int32_t default_threads(void) {
-    const long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n > 8 ? 8 : (int32_t)n;
+    uint64_t mask[16] = {0};
+    int32_t n = 0;
+    if (syscall(SYS_sched_getaffinity, 0, sizeof mask, mask) <= 0) return 1;
+    for (size_t i = 0; i < sizeof mask / sizeof *mask; ++i)
+        for (uint64_t bits = mask[i]; bits; bits &= bits - 1) ++n;
+    return n < 1 ? 1 : n > 8 ? 8 : n;
 }
 
 ev_status ev_model_open(const char *directory, const ev_model_options *options, ev_model **result) {

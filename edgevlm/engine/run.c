@@ -48,9 +48,10 @@ static void quantise_task(void *argument, int32_t part, int32_t n_parts) {
 static void clear_padding(const ev_step_job *job) {
     const int32_t tiles = (job->rows + job->tile_rows - 1) / job->tile_rows, groups = job->op->k / job->op->group;
     if (tiles * job->tile_rows == job->rows) return;
-    const int64_t first = (int64_t)(tiles - 1) * groups * job->tile_rows, count = (int64_t)groups * job->tile_rows;
+    const ev_variant *variant = job->context->model->variant;
+    const int64_t count = (int64_t)groups * job->tile_rows * variant->row_copies, first = (tiles - 1) * count;
     memset(job->context->scales + first, 0, (size_t)count * sizeof(float));
-    memset(job->context->sums + first, 0, (size_t)count * sizeof(int32_t));
+    for (int64_t i = 0; i < count; ++i) job->context->sums[first + i] = variant->empty_sum;
 }
 
 static void gemm_task(void *argument, int32_t part, int32_t n_parts) {

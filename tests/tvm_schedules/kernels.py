@@ -45,8 +45,8 @@ def pointer(array: NDArray[Any]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def by_tile(values: NDArray[Any], rows: int) -> NDArray[Any]:
-    """(T, G) → (T/rows, G, rows): the order of activation scales and sums. T is a multiple of rows."""
-    return np.ascontiguousarray(values.reshape(-1, rows, values.shape[1]).transpose(0, 2, 1))
-
-
+def argument_of(value: Any) -> Any:
+    """The ctypes argument of an array, a float or an int."""
+    if isinstance(value, np.ndarray):
+        return pointer(value)
+    return ctypes.c_float(value) if isinstance(value, float) else value

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from tests.tvm_schedules.kernels import by_tile, compile_kernels, host_variants, pointer
+from tests.tvm_schedules.kernels import compile_kernels, host_variants, pointer
 from tvm_schedules import layouts, reference
 from tvm_schedules.targets import Variant
 
@@ -37,7 +37,7 @@ def _normalised(x: np.ndarray, norm: str, gamma: np.ndarray, beta: np.ndarray) -
 @pytest.mark.parametrize("group", [32, 128])
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])
 def test_quantise_rows(compiled: tuple[Variant, ctypes.CDLL], norm: str, group: int, tile_rows: int) -> None:
-    _, library = compiled
+    variant, library = compiled
     rng = np.random.default_rng(0)
     x = rng.standard_normal((T, K)).astype(np.float32)
     x[3] = 0
@@ -52,12 +52,13 @@ def test_quantise_rows(compiled: tuple[Variant, ctypes.CDLL], norm: str, group: 
         library[f"{norm}_{group}"](
             pointer(x), pointer(gamma), pointer(beta), *outputs, K, tile_rows, ctypes.c_float(EPS), *share
         )
-    np.testing.assert_allclose(found_scales, by_tile(scales, tile_rows), rtol=1e-6, atol=0)
-    difference = found_codes.astype(np.int32) - layouts.pack_rows(codes, tile_rows)
+    expected_scales = layouts.pack_row_scales(scales, tile_rows, variant.arch)[..., 0]
+    np.testing.assert_allclose(found_scales, expected_scales, rtol=1e-6, atol=0)
+    difference = found_codes.astype(np.int32) - layouts.pack_rows(codes, tile_rows, variant.arch)
     # A value on the edge between two codes may fall either way; none may be further off, and nearly all must agree.
     assert np.abs(difference).max() <= 1
     assert np.count_nonzero(difference) <= codes.size * 1e-3
     own = found_codes.astype(np.int32).transpose(0, 2, 1, 3).reshape(T, K // group, group).sum(axis=2)
-    np.testing.assert_array_equal(found_sums, by_tile(own, tile_rows))
+    np.testing.assert_array_equal(found_sums, layouts.pack_row_sums(own, tile_rows, variant.arch)[..., 0])
     if norm == "none":
-        np.testing.assert_array_equal(found_sums, by_tile(sums, tile_rows))
+        np.testing.assert_array_equal(found_sums, layouts.pack_row_sums(sums, tile_rows, variant.arch)[..., 0])

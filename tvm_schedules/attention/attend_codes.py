@@ -46,11 +46,6 @@ def attend_codes(variant: Variant, head_dim: int, key_bits: KVBits, value_bits: 
         shifted = tirx.shift_right(wide, tirx.Broadcast(tirx.Cast("int16", nibble * 4), 2 * lanes))
         return shifted & tirx.Broadcast(tirx.const(15, "int16"), 2 * lanes)
 
-    def pair(buffer: Any, row: Any, first: Any) -> Any:
-        """int16 pair (first, first + 1) of a row in every lane."""
-        both = tirx.reinterpret("int32", buffer.vload([row, first], "int16x2"))
-        return tirx.reinterpret(pairs, tirx.Broadcast(both, lanes))
-
     def value_offset(base: Any, token_pair: Any, first_vector: Any, i: Any) -> Any:
         """Offset of the bytes that hold channel vector first_vector + i (8 bits) or its pair of them (4 bits)."""
         row = base + token_pair * (2 * head_dim // value_nibbles)
@@ -160,7 +155,7 @@ def attend_codes(variant: Variant, head_dim: int, key_bits: KVBits, value_bits: 
                                             + e * TOKENS * 2 + (key + (p * at_once + i) * lanes) % TOKENS * 2,
                                             nibble, key_bits,
                                         ),
-                                        pair(query, r, (e * key_nibbles + nibble) * 2),
+                                        query, [r, (e * key_nibbles + nibble) * 2],
                                     )
                     for i in T.unroll(at_once):
                         for r in T.unroll(row_tile):
@@ -244,7 +239,7 @@ def attend_codes(variant: Variant, head_dim: int, key_bits: KVBits, value_bits: 
                                         ),
                                         i % value_nibbles, value_bits,
                                     ),
-                                    pair(weights, r, t * 2),
+                                    weights, [r, t * 2],
                                 )
                     for i in T.unroll(value_step):
                         for r in T.unroll(row_tile):

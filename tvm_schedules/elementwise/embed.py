@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_schedules.layouts import COLUMNS, QUAD
+from tvm_schedules.layouts import COLUMNS, ROW_LAYOUTS
 from tvm_schedules.targets import Variant
 
 
@@ -16,9 +16,11 @@ def embed(variant: Variant, bits: int, group: int, zero_point: bool) -> Any:
     """
     from tvm.script import tirx as T
 
-    del variant
+    length = ROW_LAYOUTS[variant.arch].run
     nibbles = 8 // bits
     middle = 1 << (bits - 1)
+    sign = 128 if variant.arch == "arm64" and bits == 8 else 0
+    """arm64 keeps 8-bit codes signed."""
 
     @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def kernel(
@@ -34,15 +36,15 @@ def embed(variant: Variant, bits: int, group: int, zero_point: bool) -> Any:
         for row in T.serial(row_begin, row_end):
             block: T.int64 = T.Cast("int64", IDS[row] // COLUMNS)
             lane: T.int64 = T.Cast("int64", IDS[row] % COLUMNS)
-            for run in T.serial(k // QUAD // nibbles):
-                first: T.int64 = ((block * (k // QUAD // nibbles) + run) * COLUMNS + lane) * QUAD
-                place: T.int64 = (block * (k // group) + run * nibbles * QUAD // group) * COLUMNS + lane
+            for run in T.serial(k // length // nibbles):
+                first: T.int64 = ((block * (k // length // nibbles) + run) * COLUMNS + lane) * length
+                place: T.int64 = (block * (k // group) + run * nibbles * length // group) * COLUMNS + lane
                 zero: T.int32 = T.Cast("int32", Z[place]) if zero_point else middle
                 for half in T.unroll(nibbles):
-                    for j in T.unroll(QUAD):
-                        Y[row * k + (run * nibbles + half) * QUAD + j] = T.Cast(
+                    for j in T.unroll(length):
+                        Y[row * k + (run * nibbles + half) * length + j] = T.Cast(
                             "float32",
-                            (T.shift_right(T.Cast("int32", W[first + j]), half * 4) & (15 if bits == 4 else 255))
+                            ((T.shift_right(T.Cast("int32", W[first + j]), half * 4) & ((1 << bits) - 1)) ^ sign)
                             - zero,
                         ) * T.Cast("float32", S[place])
 

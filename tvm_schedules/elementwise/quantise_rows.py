@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from typing import Any, Literal
 
-from tvm_schedules.layouts import QUAD
+from tvm_schedules.layouts import ROW_LAYOUTS
 from tvm_schedules.targets import Variant
 from tvm_schedules.vectors import reduce_lanes
 
@@ -20,13 +20,15 @@ def quantise_rows(variant: Variant, group: int, norm: Norm) -> Any:
     """Builds the PrimFunc.
 
     C signature: (x f32*, gamma f32*, beta f32*, codes s8*, scales f32*, sums s32*, k, tile_rows, eps, row_begin,
-    row_end), with x (T, k), gamma and beta (k,) read as the norm needs, codes (T/tile_rows, k/4, tile_rows, 4), scales
-    and sums (T/tile_rows, k/group, tile_rows). Rows of the last tile that have no x must be zeroed by the caller once.
+    row_end), with x (T, k), gamma and beta (k,) read as the norm needs; codes, scales and sums as `RowLayout` says.
+    Rows of the last tile that have no x must be cleared by the caller once.
     """
     from tvm import tirx
     from tvm.script import tirx as T
 
     lanes = variant.lanes
+    layout = ROW_LAYOUTS[variant.arch]
+    run, copies = layout.run, layout.copies
     vectors = group // lanes
     vector = f"float32x{lanes}"
     normalised = norm != "none"
@@ -55,8 +57,8 @@ def quantise_rows(variant: Variant, group: int, norm: Norm) -> Any:
         GAMMA = T.decl_buffer((k,), "float32", data=gamma_ptr)
         BETA = T.decl_buffer((k,), "float32", data=beta_ptr)
         CODES = T.decl_buffer((row_end * k,), "int8", data=codes_ptr)
-        SCALES = T.decl_buffer((row_end * (k // group),), "float32", data=scales_ptr)
-        SUMS = T.decl_buffer((row_end * (k // group),), "int32", data=sums_ptr)
+        SCALES = T.decl_buffer((row_end * copies * (k // group),), "float32", data=scales_ptr)
+        SUMS = T.decl_buffer((row_end * copies * (k // group),), "int32", data=sums_ptr)
         values = T.alloc_buffer((group,), "float32")
         quads = T.alloc_buffer((group,), "int8")
         fold = T.alloc_buffer((lanes,), "float32")
@@ -90,7 +92,9 @@ def quantise_rows(variant: Variant, group: int, norm: Norm) -> Any:
                         fold[T.ramp(0, 1, lanes)], T.abs(values[T.ramp(v * lanes, 1, lanes)])
                     )
                 T.add_to_parent(reduce_lanes(fold, lanes, tirx.max))
-                SCALES[((row // tile_rows) * (k // group) + g) * tile_rows + row % tile_rows] = fold[0] / T.float32(127)
+                place: T.int32 = (((row // tile_rows) * (k // group) + g) * tile_rows + row % tile_rows) * copies
+                for c in T.unroll(copies):
+                    SCALES[place + c] = fold[0] / T.float32(127)
                 inverse_scale: T.float32 = T.if_then_else(
                     fold[0] > T.float32(0), T.float32(127) / fold[0], T.float32(0)
                 )
@@ -104,13 +108,14 @@ def quantise_rows(variant: Variant, group: int, norm: Norm) -> Any:
                     )
                     quads[T.ramp(v * lanes, 1, lanes)] = T.Cast(f"int8x{lanes}", values[T.ramp(v * lanes, 1, lanes)])
                 T.add_to_parent(reduce_lanes(fold_int, lanes, operator.add))
-                SUMS[((row // tile_rows) * (k // group) + g) * tile_rows + row % tile_rows] = fold_int[0]
-                for q in T.unroll(group // QUAD):
+                for c in T.unroll(copies):
+                    SUMS[place + c] = fold_int[0] * layout.sum_factor + layout.sum_base
+                for q in T.unroll(group // run):
                     CODES[
                         T.ramp(
-                            (((row // tile_rows) * (k // QUAD) + g * (group // QUAD) + q) * tile_rows
-                             + row % tile_rows) * QUAD, 1, QUAD,
+                            (((row // tile_rows) * (k // run) + g * (group // run) + q) * tile_rows
+                             + row % tile_rows) * run, 1, run,
                         )
-                    ] = quads[T.ramp(q * QUAD, 1, QUAD)]
+                    ] = quads[T.ramp(q * run, 1, run)]
 
     return kernel

@@ -1,0 +1,130 @@
+"""The arm64 kernels and engine under qemu-aarch64: builds what a test runs, once per session, and calls it."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = Path(__file__).parent
+SYSROOT = "/usr/aarch64-linux-gnu"
+CPUS = {"i8mm": "max", "dotprod": "cortex-a76", "neon": "cortex-a53"}
+"""Variant → the least CPU of qemu's that has it."""
+
+
+def qemu() -> str:
+    """qemu-aarch64; skips the test when a tool of the emulated tests is missing."""
+    path = shutil.which("qemu-aarch64")
+    if path is None or shutil.which("clang-19") is None or not Path(SYSROOT).exists():
+        pytest.skip("qemu-aarch64, clang-19 or the arm64 sysroot is missing; `make deps` installs them")
+    pytest.importorskip("tvm", reason="apache-tvm is not installed")
+    return path
+
+
+@functools.cache
+def library() -> Path:
+    """libedgevlm-arm64.so for Linux, built from the kept objects."""
+    from tvm_schedules.build import build_library
+
+    return build_library("arm64", ROOT / "build/arm64", cache=ROOT / "build/objects")
+
+
+@functools.cache
+def android_library() -> Path:
+    """libedgevlm.so for Android."""
+    from tvm_schedules.build import build_library
+
+    return build_library("arm64", ROOT / "build/arm64", "android", cache=ROOT / "build/objects")
+
+
+@functools.cache
+def kernel_objects() -> dict[str, dict[str, Path]]:
+    """Variant → kernel → object file."""
+    from tvm_schedules import build
+    from tvm_schedules.targets import VARIANTS
+
+    return build.kernel_objects([v for v in VARIANTS if v.arch == "arm64"], ROOT / "build/objects")
+
+
+@functools.cache
+def kernel_caller() -> Path:
+    """The program of kernel_caller.c with all kernels of all variants."""
+    from tvm_schedules import build
+    from tvm_schedules.targets import BY_NAME
+
+    objects = kernel_objects()
+    table = build.table_source([(BY_NAME[name], sorted(kernels)) for name, kernels in objects.items()])
+    target = ROOT / "build/arm64/kernel_caller"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "table.c"
+        source.write_text(table)
+        files = [str(path.resolve()) for kernels in objects.values() for path in kernels.values()]
+        compile_program([HERE / "kernel_caller.c", source], target, files)
+    return target
+
+
+def compile_program(sources: list[Path], target: Path, more: list[str]) -> None:
+    """Compiles C for arm64 Linux."""
+    flags = ["--target=aarch64-linux-gnu", "-fuse-ld=lld", "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror"]
+    command = ["clang-19", *flags, "-D_GNU_SOURCE", f"-I{ROOT / 'edgevlm/engine'}", "-static"]
+    scratch = target.with_name(f".{target.name}.partial")
+    subprocess.run([*command, *map(str, sources), *more, "-pthread", "-o", str(scratch)], check=True)
+    scratch.replace(target)
+
+
+class Kernels:
+    """The kernels of one variant in an emulated process; `call` has the kernel's C arguments."""
+
+    def __init__(self, variant: str, cpu: str) -> None:
+        self.variant, self.cpu = variant, cpu
+        command = [qemu(), "-cpu", cpu, str(kernel_caller())]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def call(self, kernel: str, *arguments: Any) -> int:
+        """Calls with arrays (changed in place), ints and floats; returns the kernel's result.
+
+        Raises AssertionError when the process dies: an access outside a buffer, or an instruction the CPU lacks.
+        """
+        name = f"{self.variant}/{kernel}".encode()
+        request = [struct.pack("<I", len(name)), name, struct.pack("<I", len(arguments))]
+        arrays: list[NDArray[Any]] = []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                if not argument.flags.c_contiguous:
+                    raise ValueError("kernels take contiguous arrays")
+                request += [struct.pack("<cQ", b"b", argument.nbytes), argument.tobytes()]
+                arrays.append(argument)
+            elif isinstance(argument, float):
+                request.append(struct.pack("<cfI", b"f", argument, 0))
+            else:
+                request.append(struct.pack("<cq", b"i", int(argument)))
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(b"".join(request))
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        reply = self._process.stdout.read(4)
+        assert len(reply) == 4, f"{name.decode()} on {self.cpu} ended with {self._process.wait()}"
+        for array in arrays:
+            data = self._process.stdout.read(array.nbytes)
+            assert len(data) == array.nbytes, f"{name.decode()} on {self.cpu} ended with {self._process.wait()}"
+            array[...] = np.frombuffer(data, array.dtype).reshape(array.shape)
+        return int(struct.unpack("<i", reply)[0])
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(10)

@@ -1,0 +1,85 @@
+"""Object files of a variant's kernels, kept under the hash of what they are made from, so that a rebuild is quick.
+
+Two levels: while no kernel source has changed, a variant's list of objects is read as it was; when one has, every
+kernel is stated again and only those whose TVM function differs are compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+from tvm_schedules.targets import BY_NAME
+
+PACKAGE = Path(__file__).parent
+KEPT_LISTS = 24
+"""Lists that `prune` leaves: six variants on a few branches."""
+_NOT_KERNELS = {"build.py", "compile.py", "lower.py", "matrices.py", "object_cache.py", "onnx_graph.py", "plan.py",
+                "reference.py", "toolchains.py"}  # fmt: skip
+
+
+def sources_hash() -> str:
+    """Hash of every source that a kernel may depend on, and of TVM's version."""
+    digest = hashlib.sha256(version("apache-tvm").encode())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.parent == PACKAGE and path.name in _NOT_KERNELS:
+            continue
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def variant_objects(variant_name: str, cache: Path, sources: str) -> dict[str, Path]:
+    """Returns kernel name → object file in `cache`; a kernel `x` defines the symbol ev_<variant>_x.
+
+    `sources` is `sources_hash()`.
+    """
+    index = cache / f"{variant_name}-{sources[:32]}.json"
+    if index.exists():
+        known = {name: cache / file for name, file in json.loads(index.read_text(encoding="utf-8")).items()}
+        if all(path.exists() for path in known.values()):
+            return known
+    objects = _compile(variant_name, cache)
+    _write(index, json.dumps({name: path.name for name, path in objects.items()}, indent=1).encode())
+    return objects
+
+
+def _compile(variant_name: str, cache: Path) -> dict[str, Path]:
+    from tvm_schedules.codegen import build_object
+    from tvm_schedules.kernel_set import kernel_set
+
+    variant = BY_NAME[variant_name]
+    cache.mkdir(parents=True, exist_ok=True)
+    objects = {}
+    for name, function in kernel_set(variant).items():
+        target = (variant.name, variant.triple, variant.mcpu, variant.mattr)
+        made_from = (name, target, version("apache-tvm"), (PACKAGE / "codegen.py").read_text("utf-8"))
+        digest = hashlib.sha256(repr(made_from).encode() + function.script().encode()).hexdigest()
+        path = cache / f"{digest[:32]}.o"
+        if not path.exists():
+            scratch = path.with_name(f".{os.getpid()}-{path.name}")
+            build_object({f"ev_{variant.name}_{name}": function}, variant, scratch)
+            scratch.replace(path)
+        objects[name] = path
+    return objects
+
+
+def prune(cache: Path) -> None:
+    """Deletes all but the newest lists of objects, and the objects that none of them names."""
+    indexes = sorted(cache.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    kept: set[str] = set()
+    for index in indexes[:KEPT_LISTS]:
+        kept |= set(json.loads(index.read_text(encoding="utf-8")).values())
+    for index in indexes[KEPT_LISTS:]:
+        index.unlink(missing_ok=True)
+    for path in cache.glob("*.o"):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    scratch.write_bytes(data)
+    scratch.replace(path)
