@@ -1,0 +1,84 @@
+/* Greedy generation through the C ABI, for tests: engine_main DIRECTORY VARIANT N_THREADS N_NEW LOGITS SEGMENT...
+ *
+ * VARIANT "-" leaves the choice to the library. A segment is ids:1,2,3 or features:FILE (float32 rows). Prints the
+ * variant, then one token id a line; writes the logits after each token to the file LOGITS unless it is "-". The exit
+ * code is the ev_status. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "edgevlm.h"
+
+enum { MAX_SEGMENTS = 64, MAX_IDS = 8192 };
+
+static void check(ev_status status) {
+    if (!status) return;
+    fprintf(stderr, "%s\n", ev_last_error());
+    exit(status);
+}
+
+static void stop(const char *what) {
+    fprintf(stderr, "engine_main: %s\n", what);
+    exit(1);
+}
+
+static ev_segment ids_segment(const char *text) {
+    int32_t *ids = malloc(MAX_IDS * sizeof *ids);
+    int32_t n = 0;
+    for (char *end; *text && n < MAX_IDS; text = *end ? end + 1 : end) ids[n++] = (int32_t)strtol(text, &end, 10);
+    return (ev_segment){ids, NULL, n};
+}
+
+static ev_segment features_segment(const char *path, int32_t hidden_size) {
+    FILE *file = fopen(path, "rb");
+    if (!file || fseek(file, 0, SEEK_END)) stop("cannot open the features");
+    const long size = ftell(file);
+    rewind(file);
+    float *values = malloc((size_t)size);
+    if (!values || fread(values, 1, (size_t)size, file) != (size_t)size) stop("cannot read the features");
+    fclose(file);
+    return (ev_segment){NULL, values, (int32_t)(size / ((long)sizeof(float) * hidden_size))};
+}
+
+static int32_t largest(const float *logits, int32_t n) {
+    int32_t best = 0;
+    for (int32_t i = 1; i < n; ++i)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 7 || argc > 6 + MAX_SEGMENTS) stop("wrong arguments");
+    const ev_model_options options = {atoi(argv[3]), strcmp(argv[2], "-") ? argv[2] : NULL};
+    const int n_new = atoi(argv[4]);
+    FILE *log = strcmp(argv[5], "-") ? fopen(argv[5], "wb") : NULL;
+    ev_model *model;
+    check(ev_model_open(argv[1], &options, &model));
+    ev_model_info info;
+    ev_model_info_get(model, &info);
+    printf("%s\n", info.variant);
+    ev_segment segments[MAX_SEGMENTS];
+    int32_t n_segments = 0, total = 0;
+    for (int i = 6; i < argc; ++i) {
+        if (!strncmp(argv[i], "ids:", 4)) segments[n_segments] = ids_segment(argv[i] + 4);
+        else if (!strncmp(argv[i], "features:", 9)) segments[n_segments] = features_segment(argv[i] + 9, info.hidden_size);
+        else stop("a segment is ids:... or features:...");
+        total += segments[n_segments++].n;
+    }
+    ev_context *context;
+    check(ev_context_new(model, total + n_new, NULL, &context));
+    int32_t *positions = malloc((size_t)total * sizeof *positions);
+    for (int32_t i = 0; i < total; ++i) positions[i] = i;
+    float *logits = malloc((size_t)info.vocab_size * sizeof *logits);
+    check(ev_prefill(context, segments, n_segments, positions, logits));
+    for (int i = 0; i < n_new; ++i) {
+        const int32_t token = largest(logits, info.vocab_size);
+        printf("%d\n", token);
+        if (log) fwrite(logits, sizeof *logits, (size_t)info.vocab_size, log);
+        if (i + 1 < n_new) check(ev_step(context, token, total + i, logits));
+    }
+    if (log) fclose(log);
+    ev_context_free(context);
+    ev_model_close(model);
+    return 0;
+}

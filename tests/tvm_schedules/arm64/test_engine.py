@@ -1,0 +1,163 @@
+"""The arm64 engine under emulation: the same tokens as x86-64's, on every CPU and with every variant."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevlm.backends.native import NativeSession
+from edgevlm.backends.native_library import host_arch, library_path
+from edgevlm.errors import BackendError, UsageError
+from edgevlm.package import Package, open_package
+from export import probes
+from export.pipeline import ExportOptions, export_package
+from tests import tiny
+from tests.tvm_schedules.arm64 import emulator
+from tests.weights import smollm2_135m
+from tvm_schedules.compile import compile_package
+
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.skipif(not library_path().exists(), reason="no native library here; `make native` builds it"),
+    pytest.mark.skipif(host_arch() != "x86_64", reason="compares arm64 with an x86-64 host"),
+]
+
+CPUS = ("max", "cortex-a76", "cortex-a53")
+N_NEW = 12
+SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "head_dim": 64}  # fmt: skip
+
+
+@functools.cache
+def engine_main(library: Path) -> Path:
+    """engine_main.c linked with `library`."""
+    target = library.with_name("engine_main")
+    flags = ["--target=aarch64-linux-gnu", "-fuse-ld=lld", "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror"]
+    source = str(emulator.HERE / "engine_main.c")
+    include = f"-I{emulator.ROOT / 'edgevlm/engine'}"
+    subprocess.run(
+        ["clang-19", *flags, include, source, str(library), "-Wl,-rpath,$ORIGIN", "-o", str(target)], check=True
+    )
+    return target
+
+
+def run_engine(
+    cpu: str, directory: Path, segments: Sequence[str], *, variant: str = "-", threads: int = 2, logits: str = "-",
+    n_new: int = N_NEW,
+) -> subprocess.CompletedProcess[str]:
+    """Runs engine_main on an emulated CPU."""
+    command = [emulator.qemu(), "-cpu", cpu, "-L", emulator.SYSROOT, str(engine_main(emulator.library()))]
+    arguments = [str(directory), variant, str(threads), str(n_new), logits, *segments]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+def tokens_of(result: subprocess.CompletedProcess[str]) -> tuple[str, list[int]]:
+    """(variant, tokens) that engine_main printed."""
+    assert result.returncode == 0, result.stderr
+    variant, *lines = result.stdout.split()
+    return variant, [int(line) for line in lines]
+
+
+def ids_segment(ids: np.ndarray) -> str:
+    return "ids:" + ",".join(map(str, ids.tolist()))
+
+
+def greedy_on_host(package: Package, ids: np.ndarray, n_new: int = N_NEW) -> tuple[list[int], np.ndarray]:
+    """Tokens and their logits (n_new, vocab) of this machine's engine."""
+    session = NativeSession(package, context=len(ids) + n_new)
+    logits = [session.prefill([ids], np.arange(len(ids)))]
+    tokens = [int(logits[0].argmax())]
+    while len(tokens) < n_new:
+        logits.append(session.step(tokens[-1], len(ids) + len(tokens) - 1))
+        tokens.append(int(logits[-1].argmax()))
+    session.close()
+    return tokens, np.array(logits)
+
+
+@pytest.fixture(scope="module", params=["w4g32", "w4g64z", "w8"])
+def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    emulator.qemu()
+    directory = tmp_path_factory.mktemp("arm64")
+    source = tiny.make_llama(directory / "checkpoint", **SIZES)
+    path = export_package(source, directory / "package", ExportOptions(scheme=request.param, verify=False))
+    for arch in ("x86_64", "arm64"):
+        compile_package(path, arch, probes.text()[:2000])
+    return open_package(path)
+
+
+def prompt(package: Package) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, package.manifest.decoder.vocab_size, 150)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_same_tokens_as_x86(package: Package, cpu: str, tmp_path: Path) -> None:
+    ids = prompt(package)
+    expected, expected_logits = greedy_on_host(package, ids)
+    file = tmp_path / "logits"
+    result = run_engine(cpu, package.path / "lib/arm64", [ids_segment(ids)], logits=str(file))
+    variant, tokens = tokens_of(result)
+    assert emulator.CPUS[variant] == cpu
+    assert tokens == expected
+    found = np.fromfile(file, np.float32).reshape(expected_logits.shape)
+    assert np.abs(found - expected_logits).max() < 1e-4 * np.abs(expected_logits).max()
+    other = run_engine(cpu, package.path / "lib/arm64", [ids_segment(ids[::-1])])
+    assert tokens_of(other)[1] != expected  # negative control: another prompt, other tokens
+
+
+def test_variants_and_threads_give_the_same_bits(package: Package, tmp_path: Path) -> None:
+    results = []
+    for variant, threads in (("i8mm", 1), ("i8mm", 3), ("dotprod", 2), ("neon", 2)):
+        file = tmp_path / "logits"
+        segments = [ids_segment(prompt(package))]
+        result = run_engine("max", package.path / "lib/arm64", segments, variant=variant, threads=threads,
+                            logits=str(file), n_new=4)  # fmt: skip
+        assert tokens_of(result)[0] == variant
+        results.append(np.fromfile(file, np.float32))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+
+
+@pytest.mark.parametrize(("cpu", "variant"), [("cortex-a76", "i8mm"), ("cortex-a53", "i8mm"), ("cortex-a53", "dotprod")])
+def test_a_variant_that_the_cpu_lacks_is_refused(package: Package, cpu: str, variant: str) -> None:
+    result = run_engine(cpu, package.path / "lib/arm64", ["ids:1"], variant=variant)
+    assert result.returncode == BackendError.exit_code
+    assert f"lacks a feature that the variant '{variant}' needs" in result.stderr
+    unknown = run_engine(cpu, package.path / "lib/arm64", ["ids:1"], variant="sve")
+    assert unknown.returncode == UsageError.exit_code
+
+
+def test_the_other_architecture_is_refused(package: Package) -> None:
+    result = run_engine("max", package.path / "lib/x86_64", ["ids:1"])
+    assert result.returncode == 3
+    assert "compile the package for this target" in result.stderr
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
+def test_smollm2(cpu: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    emulator.qemu()
+    package = smollm2_package(tmp_path_factory)
+    from edgevlm.tokenizer import Tokenizer
+
+    text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    ids = np.array(Tokenizer.open(package).encode(text), np.int64)
+    expected, _ = greedy_on_host(package, ids)
+    _, tokens = tokens_of(run_engine(cpu, package.path / "lib/arm64", [ids_segment(ids)]))
+    assert tokens == expected
+    assert "Paris" in Tokenizer.open(package).decode(tokens)
+
+
+@functools.cache
+def smollm2_package(factory: pytest.TempPathFactory) -> Package:
+    """SmolLM2-135M in w4g32, compiled for both architectures."""
+    path = factory.mktemp("smollm2") / "package"
+    export_package(str(smollm2_135m()), path, ExportOptions(scheme="w4g32", verify=False))
+    for arch in ("x86_64", "arm64"):
+        compile_package(path, arch, probes.text())
+    return open_package(path)
