@@ -12,15 +12,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import edgevlm
 from edgevlm.backends.native_library import host_arch
 from edgevlm.errors import BackendError
 from tvm_schedules.layouts import ROW_LAYOUTS
-from tvm_schedules.object_cache import prune, sources_hash, variant_objects
+from tvm_schedules.object_cache import known_objects, prune, sources_hash, variant_objects
 from tvm_schedules.targets import VARIANTS, Variant
 from tvm_schedules.toolchains import C_FLAGS, LINK_FLAGS, OperatingSystem, toolchain
 
@@ -70,12 +69,17 @@ def table_source(variants: list[tuple[Variant, list[str]]]) -> str:
 def kernel_objects(variants: list[Variant], cache: Path) -> dict[str, dict[str, Path]]:
     """Variant name → kernel name → object file, compiled in as many processes as there are processors."""
     sources = sources_hash()
-    workers = min(len(variants), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = {variant.name: pool.submit(variant_objects, variant.name, cache, sources) for variant in variants}
-        objects = {name: job.result() for name, job in jobs.items()}
+    missing = [variant.name for variant in variants if known_objects(variant.name, cache, sources) is None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for job in [pool.submit(_compile_apart, name, cache) for name in missing]:
+            job.result()
     prune(cache)
-    return objects
+    return {variant.name: variant_objects(variant.name, cache, sources) for variant in variants}
+
+
+def _compile_apart(variant_name: str, cache: Path) -> None:
+    command = [sys.executable, "-m", "tvm_schedules.object_cache", variant_name, str(cache.resolve())]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
 
 
 def build_library(

@@ -2,6 +2,8 @@
 
 Two levels: while no kernel source has changed, a variant's list of objects is read as it was; when one has, every
 kernel is stated again and only those whose TVM function differs are compiled.
+
+`python -m tvm_schedules.object_cache VARIANT DIRECTORY` fills the cache for one variant.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,14 +39,26 @@ def variant_objects(variant_name: str, cache: Path, sources: str) -> dict[str, P
 
     `sources` is `sources_hash()`.
     """
-    index = cache / f"{variant_name}-{sources[:32]}.json"
-    if index.exists():
-        known = {name: cache / file for name, file in json.loads(index.read_text(encoding="utf-8")).items()}
-        if all(path.exists() for path in known.values()):
-            return known
+    known = known_objects(variant_name, cache, sources)
+    if known is not None:
+        return known
     objects = _compile(variant_name, cache)
-    _write(index, json.dumps({name: path.name for name, path in objects.items()}, indent=1).encode())
+    listed = json.dumps({name: path.name for name, path in objects.items()}, indent=1)
+    _write(_index(variant_name, cache, sources), listed.encode())
     return objects
+
+
+def known_objects(variant_name: str, cache: Path, sources: str) -> dict[str, Path] | None:
+    """The same when all objects are there already, else None."""
+    index = _index(variant_name, cache, sources)
+    if not index.exists():
+        return None
+    known = {name: cache / file for name, file in json.loads(index.read_text(encoding="utf-8")).items()}
+    return known if all(path.exists() for path in known.values()) else None
+
+
+def _index(variant_name: str, cache: Path, sources: str) -> Path:
+    return cache / f"{variant_name}-{sources[:32]}.json"
 
 
 def _compile(variant_name: str, cache: Path) -> dict[str, Path]:
@@ -83,3 +98,7 @@ def _write(path: Path, data: bytes) -> None:
     scratch = path.with_name(f".{os.getpid()}-{path.name}")
     scratch.write_bytes(data)
     scratch.replace(path)
+
+
+if __name__ == "__main__":
+    variant_objects(sys.argv[1], Path(sys.argv[2]), sources_hash())

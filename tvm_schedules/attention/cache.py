@@ -119,13 +119,15 @@ def append(variant: Variant, head_dim: int, key_bits: KVBits, value_bits: KVBits
             for head in T.serial(heads + kv_heads):
                 base: T.int32 = row * qkv_stride + head * head_dim
                 for c in T.unroll(half // lanes):
-                    rotated[T.ramp(c * lanes, 1, lanes)] = (
-                        QKV[T.ramp(base + c * lanes, 1, lanes)] * COS[T.ramp(angle + c * lanes, 1, lanes)]
-                        - QKV[T.ramp(base + half + c * lanes, 1, lanes)] * SIN[T.ramp(angle + c * lanes, 1, lanes)]
+                    # fma, so that no target chooses which of the two products is rounded.
+                    rotated[T.ramp(c * lanes, 1, lanes)] = T.fma(
+                        QKV[T.ramp(base + c * lanes, 1, lanes)], COS[T.ramp(angle + c * lanes, 1, lanes)],
+                        (splat(T.float32(0)) - QKV[T.ramp(base + half + c * lanes, 1, lanes)])
+                        * SIN[T.ramp(angle + c * lanes, 1, lanes)],
                     )
-                    rotated[T.ramp(half + c * lanes, 1, lanes)] = (
-                        QKV[T.ramp(base + half + c * lanes, 1, lanes)] * COS[T.ramp(angle + c * lanes, 1, lanes)]
-                        + QKV[T.ramp(base + c * lanes, 1, lanes)] * SIN[T.ramp(angle + c * lanes, 1, lanes)]
+                    rotated[T.ramp(half + c * lanes, 1, lanes)] = T.fma(
+                        QKV[T.ramp(base + half + c * lanes, 1, lanes)], COS[T.ramp(angle + c * lanes, 1, lanes)],
+                        QKV[T.ramp(base + c * lanes, 1, lanes)] * SIN[T.ramp(angle + c * lanes, 1, lanes)],
                     )
                 if head < heads:
                     for c in T.unroll(vectors):

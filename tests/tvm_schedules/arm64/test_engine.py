@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ import numpy as np
 import pytest
 
 from edgevlm.backends.native import NativeSession
-from edgevlm.backends.native_library import host_arch, library_path
+from edgevlm.backends.native_library import NativeLibrary, host_arch, library_path
 from edgevlm.errors import BackendError, UsageError
 from edgevlm.package import Package, open_package
+from edgevlm.tokenizer import Tokenizer
 from export import probes
 from export.pipeline import ExportOptions, export_package
 from tests import tiny
@@ -104,8 +104,9 @@ def test_same_tokens_as_x86(package: Package, cpu: str, tmp_path: Path) -> None:
     variant, tokens = tokens_of(result)
     assert emulator.CPUS[variant] == cpu
     assert tokens == expected
-    found = np.fromfile(file, np.float32).reshape(expected_logits.shape)
-    assert np.abs(found - expected_logits).max() < 1e-4 * np.abs(expected_logits).max()
+    if NativeLibrary(library_path()).variants()[0] == "avx512vnni":  # sums of 16 lanes in the same order: the same bits
+        found = np.fromfile(file, np.float32).reshape(expected_logits.shape)
+        np.testing.assert_array_equal(found, expected_logits)
     other = run_engine(cpu, package.path / "lib/arm64", [ids_segment(ids[::-1])])
     assert tokens_of(other)[1] != expected  # negative control: another prompt, other tokens
 
@@ -138,26 +139,24 @@ def test_the_other_architecture_is_refused(package: Package) -> None:
     assert "compile the package for this target" in result.stderr
 
 
-@pytest.mark.weights
-@pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
-def test_smollm2(cpu: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    emulator.qemu()
-    package = smollm2_package(tmp_path_factory)
-    from edgevlm.tokenizer import Tokenizer
-
-    text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    ids = np.array(Tokenizer.open(package).encode(text), np.int64)
-    expected, _ = greedy_on_host(package, ids)
-    _, tokens = tokens_of(run_engine(cpu, package.path / "lib/arm64", [ids_segment(ids)]))
-    assert tokens == expected
-    assert "Paris" in Tokenizer.open(package).decode(tokens)
-
-
-@functools.cache
-def smollm2_package(factory: pytest.TempPathFactory) -> Package:
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Package:
     """SmolLM2-135M in w4g32, compiled for both architectures."""
-    path = factory.mktemp("smollm2") / "package"
+    emulator.qemu()
+    path = tmp_path_factory.mktemp("smollm2") / "package"
     export_package(str(smollm2_135m()), path, ExportOptions(scheme="w4g32", verify=False))
     for arch in ("x86_64", "arm64"):
         compile_package(path, arch, probes.text())
     return open_package(path)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
+def test_a_real_model_answers(smollm2: Package, cpu: str) -> None:
+    tokenizer = Tokenizer.open(smollm2)
+    text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    ids = np.array(tokenizer.encode(text, allow_special=True), np.int64)
+    expected, _ = greedy_on_host(smollm2, ids)
+    _, tokens = tokens_of(run_engine(cpu, smollm2.path / "lib/arm64", [ids_segment(ids)]))
+    assert tokens == expected
+    assert "Paris" in tokenizer.decode(tokens)
