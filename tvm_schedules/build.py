@@ -133,6 +133,9 @@ def main() -> int:
     except BackendError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except subprocess.CalledProcessError as error:
+        print(f"error: {Path(error.cmd[0]).name} failed; its own words are above", file=sys.stderr)
+        return BackendError.exit_code
     return 0
 
 

@@ -25,7 +25,10 @@ _CLANGS = ("clang-19", "clang")
 _SYSROOT = Path("/usr/aarch64-linux-gnu")
 _GCC_CROSS = Path("/usr/lib/gcc-cross/aarch64-linux-gnu")
 
-C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-Wall", "-Wextra")
+# No contraction: a product and a sum are rounded apart everywhere, so that all machines see the same pixels.
+C_FLAGS = (
+    "-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-ffp-contract=off", "-Wall", "-Wextra",
+)  # fmt: skip
 LINK_FLAGS = (
     "-shared", "-Wl,--no-undefined", "-Wl,--gc-sections", "-Wl,-z,max-page-size=16384", "-Wl,-z,relro,-z,now", "-s",
 )  # fmt: skip

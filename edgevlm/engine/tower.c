@@ -123,8 +123,10 @@ ev_status ev_tower_new(ev_model *model, ev_tower **result) {
         ev_layout measure = {NULL, 0};
         lay_out(tower, &measure);
         tower->block_bytes = measure.used;
-        tower->block = aligned_alloc(ALIGNMENT, (size_t)measure.used);
-        if (!tower->block) status = ev_fail(EV_ERROR_BACKEND, "cannot allocate %lld bytes for the vision encoder", (long long)measure.used);
+        if (posix_memalign(&tower->block, ALIGNMENT, (size_t)measure.used)) {
+            tower->block = NULL;
+            status = ev_fail(EV_ERROR_BACKEND, "cannot allocate %lld bytes for the vision encoder", (long long)measure.used);
+        }
     }
     if (status) {
         ev_tower_free(tower);

@@ -8,7 +8,7 @@ from math import erf
 import numpy as np
 import pytest
 
-from tests.tvm_schedules.kernels import by_tile, compile_kernels, host_variants, pointer
+from tests.tvm_schedules.kernels import compile_kernels, host_variants, pointer
 from tvm_schedules import layouts, reference
 from tvm_schedules.targets import Variant
 
@@ -40,8 +40,10 @@ class Product:
         sums = self.x_codes.astype(np.int32).reshape(rows, K // group, group).sum(axis=2, dtype=np.int32)
         self.bias = rng.standard_normal(N).astype(np.float32)
         self.arguments = (
-            layouts.pack_int8_x86(self.w_codes), layouts.pack_per_group(self.w_scales),
-            layouts.pack_rows(self.x_codes, tile_rows), by_tile(self.x_scales, tile_rows), by_tile(sums, tile_rows),
+            layouts.pack(self.w_codes, 8, "x86_64"), layouts.pack_per_group(self.w_scales),
+            layouts.pack_rows(self.x_codes, tile_rows, "x86_64"),
+            layouts.pack_row_scales(self.x_scales, tile_rows, "x86_64"),
+            layouts.pack_row_sums(sums, tile_rows, "x86_64"),
             self.bias,
         )
 

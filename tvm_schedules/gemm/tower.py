@@ -21,7 +21,7 @@ def tower_gemm(variant: Variant, rows: int, blocks: int, group: int, epilogue: E
     """Builds the PrimFunc for register tiles of `rows` by `blocks` of 16 columns.
 
     C signature: (w u8*, scales f16*, x s8*, x_scales f32*, x_sums s32*, bias f32*, y f32*, n, k, y_stride, accumulate,
-    tile_begin, tile_end, block_begin, block_end), with w (N/16, K/group, ...) as `layouts.pack_int8_x86` packs it,
+    tile_begin, tile_end, block_begin, block_end), with w (N/16, K/group, ...) as `layouts.pack` packs it,
     scales (N/16, K/group, 16), x (row_tiles, K/4, rows, 4), x_scales and x_sums (row_tiles, K/group, rows), bias (n,).
     y points at the first value of the rectangle: row tile `tile_begin`, column block `block_begin`.
     `block_end - block_begin` is a multiple of `blocks`. 'add' adds to y when `accumulate` is not 0 (the residual)
