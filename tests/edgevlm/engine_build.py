@@ -11,7 +11,7 @@ ENGINE = Path(edgevlm.__file__).parent / "engine"
 FLAGS = ("-std=c11", "-fPIC", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{ENGINE}")
 NO_KERNELS = """
 #include "kernels.h"
-const ev_variant ev_variant_table[1] = {{"none", 0, 0, 0, 0, 0, 0, 0, 0}};
+const ev_variant ev_variant_table[1] = {{.name = "none"}};
 const int32_t ev_variant_count = 0;
 """
 

@@ -124,7 +124,10 @@ def test_variants_and_threads_give_the_same_bits(package: Package, tmp_path: Pat
         np.testing.assert_array_equal(other, results[0])
 
 
-@pytest.mark.parametrize(("cpu", "variant"), [("cortex-a76", "i8mm"), ("cortex-a53", "i8mm"), ("cortex-a53", "dotprod")])
+LACKING = [("cortex-a76", "i8mm"), ("cortex-a53", "i8mm"), ("cortex-a53", "dotprod")]
+
+
+@pytest.mark.parametrize(("cpu", "variant"), LACKING)
 def test_a_variant_that_the_cpu_lacks_is_refused(package: Package, cpu: str, variant: str) -> None:
     result = run_engine(cpu, package.path / "lib/arm64", ["ids:1"], variant=variant)
     assert result.returncode == BackendError.exit_code
