@@ -17,9 +17,16 @@ from edgevlm.errors import BackendError
 PAGE_BYTES = 16384
 MAX_BYTES_WITHOUT_MODEL = 3_000_000
 NEEDED = {"libc.so", "libm.so", "liblog.so"}
+ENGINE, JNI_LIBRARY = "libedgevlm.so", "libedgevlm_jni.so"
 BIONIC = Path(__file__).with_name("bionic.txt")
 
 Row = tuple[str, bool, str]
+
+
+def _libraries(path: Path) -> tuple[bool, str]:
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith("lib/"))
+    return names == [f"lib/arm64-v8a/{ENGINE}", f"lib/arm64-v8a/{JNI_LIBRARY}"], ", ".join(names)
 
 
 def check_apk(path: Path) -> list[Row]:
@@ -117,6 +124,7 @@ CHECKS: tuple[tuple[str, Callable[[Path], tuple[bool, str]]], ...] = (
     ("permissions", _permissions),
     ("signature", _signature),
     ("dex checksum", _dex),
+    ("libraries", _libraries),
     ("alignment", _alignment),
     ("NOTICE", _notice),
     ("size", _size),
@@ -132,12 +140,15 @@ def _library_rows(name: str, data: bytes) -> list[Row]:
         return [(f"{short}: ELF", False, str(error))]
     foreign = sorted(set(library.undefined) - bionic_names())
     needed = set(library.needed)
+    is_jni = short == JNI_LIBRARY
+    if is_jni:
+        foreign = [name for name in foreign if not name.startswith("ev_")]
     return [
         (f"{short}: machine", library.machine == AARCH64, "aarch64" if library.machine == AARCH64 else str(library.machine)),
         _pages(short, library),
-        (f"{short}: needed", needed <= NEEDED, ", ".join(sorted(needed))),
+        (f"{short}: needed", needed <= NEEDED | ({ENGINE} if is_jni else set()), ", ".join(sorted(needed))),
         (f"{short}: undefined", not foreign, ", ".join(foreign) or f"{len(library.undefined)}, all bionic's"),
-        (f"{short}: JNI", any(n.startswith("Java_org_edgevlm_") for n in library.defined), _exports(library)),
+        (f"{short}: exports", _exports_well(library, is_jni), _exports(library)),
         (
             f"{short}: TEXTREL, TLS",
             not library.has_text_relocations and not library.has_tls,
@@ -149,6 +160,12 @@ def _library_rows(name: str, data: bytes) -> list[Row]:
 def _pages(short: str, library: SharedLibrary) -> Row:
     least = min(library.load_alignments)
     return f"{short}: pages", least >= PAGE_BYTES, f"{least}"
+
+
+def _exports_well(library: SharedLibrary, is_jni: bool) -> bool:
+    """The JNI part has Java's functions only, the engine its C ABI only."""
+    prefix = "Java_org_edgevlm_JniEngine_" if is_jni else "ev_"
+    return bool(library.defined) and all(name.startswith(prefix) for name in library.defined)
 
 
 def _exports(library: SharedLibrary) -> str:

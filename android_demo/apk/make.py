@@ -1,4 +1,4 @@
-"""The signed APK: `python -m android_demo.apk.make --library build/android/libedgevlm.so [--package DIR] [-o DIR]`."""
+"""The signed APK: `python -m android_demo.apk.make --library FILE --library FILE [--package DIR] [-o DIR]`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the options."""
     parser = argparse.ArgumentParser(prog="python -m android_demo.apk.make", description=__doc__)
-    parser.add_argument("--library", type=Path, action="append", required=True, help="arm64 libedgevlm.so with JNI")
+    parser.add_argument("--library", type=Path, action="append", required=True, help="arm64 libedgevlm.so, and libedgevlm_jni.so")
     parser.add_argument("--package", type=Path, help="package to bundle, compiled for arm64")
     parser.add_argument("--keystore", type=Path, help="sign with this one; its password: EDGEVLM_KEYSTORE_PASSWORD")
     parser.add_argument("--version", default=f"{edgevlm.__version__}", help="three numbers (default: edgevlm's)")

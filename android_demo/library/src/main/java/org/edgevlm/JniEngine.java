@@ -15,13 +15,13 @@ final class JniEngine implements NativeEngine {
     private JniEngine() {
     }
 
-    /** Loads the library `edgevlm` of the app, or, on a desktop, the file of the system property org.edgevlm.library. */
+    /** Loads the library `edgevlm_jni` of the app, which needs `edgevlm`, or, on a desktop, the file of the system property org.edgevlm.library. */
     static synchronized JniEngine load() throws EdgeVlmException {
         if (loaded == null) {
             String path = System.getProperty("org.edgevlm.library");
             try {
                 if (path == null) {
-                    System.loadLibrary("edgevlm");
+                    System.loadLibrary("edgevlm_jni");
                 } else {
                     System.load(path);
                 }
