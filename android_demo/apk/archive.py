@@ -51,6 +51,9 @@ def data_offset(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     assert source is not None, "the archive is open"
     source.seek(info.header_offset)
     header = source.read(_LOCAL_HEADER_BYTES)
-    return info.header_offset + len(header) + int.from_bytes(header[26:28], "little") + int.from_bytes(
-        header[28:30], "little"
+    return (
+        info.header_offset
+        + len(header)
+        + int.from_bytes(header[26:28], "little")
+        + int.from_bytes(header[28:30], "little")
     )

@@ -68,8 +68,8 @@ def _resources(scratch: Path, generated: Path, version: str) -> Path:
     code = sum(number * 1000**power for power, number in enumerate(reversed(numbers)))
     run(
         [
-            "aapt2", "link", "-I", FRAMEWORK, "--manifest", APP / "AndroidManifest.xml", "--min-sdk-version", str(MIN_SDK),
-            "--target-sdk-version", str(TARGET_SDK), "--version-code", str(code), "--version-name", version,
+            "aapt2", "link", "-I", FRAMEWORK, "--manifest", APP / "AndroidManifest.xml",
+            "--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK), "--version-code", str(code), "--version-name", version,
             "--java", generated, "-o", base, compiled,
         ],
         "aapt2 link",
@@ -81,7 +81,8 @@ def _dex(classes: Path, stub_jar: Path, home: Path, scratch: Path) -> bytes:
     output = scratch / "dex"
     output.mkdir()
     files = sorted(classes.rglob("*.class"))
-    command = ["java", "-cp", d8_jar(), "com.android.tools.r8.D8", "--release", "--min-api", str(MIN_SDK)]
+    command: list[str | Path] = ["java", "-cp", d8_jar(), "com.android.tools.r8.D8", "--release"]
+    command += ["--min-api", str(MIN_SDK)]
     run([*command, "--lib", stub_jar, "--lib", home, "--output", output, *files], "D8")
     return (output / "classes.dex").read_bytes()
 

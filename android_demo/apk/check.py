@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -96,7 +97,9 @@ def _notice(path: Path) -> tuple[bool, str]:
         text = archive.read("assets/NOTICE").decode("utf-8")
         has_weights = any(name.startswith("assets/package/") for name in archive.namelist())
     good = "Apache License" in text or "Apache-2.0" in text
-    return good and (not has_weights or "weights" in text), f"{len(text)} characters" + (", weights" if has_weights else "")
+    return good and (not has_weights or "weights" in text), f"{len(text)} characters" + (
+        ", weights" if has_weights else ""
+    )
 
 
 def _size(path: Path) -> tuple[bool, str]:
@@ -109,15 +112,19 @@ def _size(path: Path) -> tuple[bool, str]:
 def _androguard(path: Path) -> tuple[bool, str]:
     if importlib.util.find_spec("androguard") is None:
         return False, "androguard is not installed (pip install androguard==4.1.4); not checked"
-    import logging
+    # In a process of its own: it writes a log of everything it reads.
+    done = subprocess.run([sys.executable, "-c", _ANDROGUARD, str(path)], capture_output=True, text=True)
+    words = done.stdout.strip()
+    return done.returncode == 0 and words.startswith("True True True "), words or done.stderr.strip()[-200:]
 
-    logging.disable(logging.CRITICAL)
-    from androguard.core.apk import APK
 
-    apk = APK(str(path))
-    good = bool(apk.is_valid_APK() and apk.is_signed_v2() and apk.is_signed_v3())
-    return good, f"{apk.get_package()}, {len(list(apk.get_files()))} files, v2 {apk.is_signed_v2()}, v3 {apk.is_signed_v3()}"
-
+_ANDROGUARD = """
+import sys
+from androguard.core.apk import APK
+apk = APK(sys.argv[1])
+good = apk.is_valid_APK(), apk.is_signed_v2(), apk.is_signed_v3()
+print(*good, apk.get_package(), len(list(apk.get_files())), "files")
+"""
 
 CHECKS: tuple[tuple[str, Callable[[Path], tuple[bool, str]]], ...] = (
     ("badging", _badging),
@@ -144,7 +151,11 @@ def _library_rows(name: str, data: bytes) -> list[Row]:
     if is_jni:
         foreign = [name for name in foreign if not name.startswith("ev_")]
     return [
-        (f"{short}: machine", library.machine == AARCH64, "aarch64" if library.machine == AARCH64 else str(library.machine)),
+        (
+            f"{short}: machine",
+            library.machine == AARCH64,
+            "aarch64" if library.machine == AARCH64 else str(library.machine),
+        ),
         _pages(short, library),
         (f"{short}: needed", needed <= NEEDED | ({ENGINE} if is_jni else set()), ", ".join(sorted(needed))),
         (f"{short}: undefined", not foreign, ", ".join(foreign) or f"{len(library.undefined)}, all bionic's"),
@@ -182,7 +193,9 @@ def bionic_names() -> set[str]:
 def table(rows: list[Row]) -> str:
     """Returns the rows as a Markdown table."""
     lines = ["| check | | found |", "| --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| {name} | {'pass' if passed else 'FAIL'} | {found} |" for name, passed, found in rows)])
+    return "\n".join(
+        [*lines, *(f"| {name} | {'pass' if passed else 'FAIL'} | {found} |" for name, passed, found in rows)]
+    )
 
 
 def main(arguments: list[str]) -> int:

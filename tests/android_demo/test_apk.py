@@ -81,26 +81,36 @@ def test_wrong_options_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small arm64 library in the form of the real one."""
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small arm64 libraries in the form of the real ones."""
     clang, directory = shutil.which("clang-19"), tmp_path_factory.mktemp("arm64")
     if clang is None or shutil.which("ld.lld-19") is None:
         pytest.skip("clang-19 and lld-19 are not installed; `make deps`")
-    (directory / "x.c").write_text(SOURCE)
-    base = [clang, "--target=aarch64-linux-android24", "-fuse-ld=lld-19", "-nostdlib", "-shared", "-fPIC"]
-    for name, symbol in (("libc", "malloc"), ("liblog", "__android_log_print")):
-        (directory / f"{name}.c").write_text(f"void {symbol}(void) {{}}\n")
-        out = str(directory / f"{name}.so")
-        soname = f"-Wl,-soname,{name}.so"
-        subprocess.run([*base, "-fno-builtin", "-w", soname, str(directory / f"{name}.c"), "-o", out], check=True)
-    target = directory / "libedgevlm.so"
-    link = [f"-L{directory}", "-lc", "-llog", "-Wl,-z,max-page-size=16384", "-Wl,--no-undefined"]
-    subprocess.run([*base, str(directory / "x.c"), *link, "-o", str(target)], check=True)
-    return target
+    base = [
+        clang,
+        "--target=aarch64-linux-android24",
+        "-fuse-ld=lld-19",
+        "-nostdlib",
+        "-shared",
+        "-fPIC",
+        f"-L{directory}",
+    ]
+    base += ["-Wl,-z,max-page-size=16384"]
+    sources = {
+        "libc": ("void malloc(void) {}", []),
+        "liblog": ("void __android_log_print(void) {}", []),
+        "libedgevlm": (SOURCE.replace("Java_org_edgevlm_JniEngine_abiVersion", "ev_abi_version"), ["-lc", "-llog"]),
+        "libedgevlm_jni": (SOURCE, ["-lc", "-llog", "-ledgevlm"]),
+    }
+    for name, (source, needed) in sources.items():
+        (directory / f"{name}.c").write_text(f"{source}\n")
+        command = [*base, "-w", "-fno-builtin", f"-Wl,-soname,{name}.so", str(directory / f"{name}.c"), *needed]
+        subprocess.run([*command, "-o", str(directory / f"{name}.so")], check=True)
+    return {name: directory / name for name in ("libedgevlm.so", "libedgevlm_jni.so")}
 
 
 @pytest.fixture(scope="session")
-def unsigned(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unsigned(libraries: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The app with that library, without a signature."""
     jar = tools.cache_directory() / Path(tools.D8_MEMBER).name
     if not jar.exists():
@@ -111,9 +121,7 @@ def unsigned(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(str(error))
     directory = tmp_path_factory.mktemp("apk")
     (directory / "scratch").mkdir()
-    return build_apk(
-        directory / "unsigned.apk", directory / "scratch", {library.name: library}, None, "0.1.0", make.notice(None)
-    )
+    return build_apk(directory / "unsigned.apk", directory / "scratch", libraries, None, "0.1.0", make.notice(None))
 
 
 def test_app_builds_and_passes(unsigned: Path, tmp_path: Path) -> None:
@@ -122,7 +130,7 @@ def test_app_builds_and_passes(unsigned: Path, tmp_path: Path) -> None:
     rows = check_apk(signed)
     failed = [row for row in rows if not row[1] and row[0] != "androguard"]
     assert failed == [], table(rows)
-    assert {row[0] for row in rows} >= {"badging", "permissions", "signature", "libedgevlm.so: undefined"}
+    assert {row[0] for row in rows} >= {"badging", "permissions", "signature", "libedgevlm_jni.so: undefined"}
     with zipfile.ZipFile(signed) as first, zipfile.ZipFile(unsigned) as second:
         assert [info.filename for info in first.infolist()] == [info.filename for info in second.infolist()]
 
@@ -134,13 +142,15 @@ def _rewritten(unsigned: Path, target: Path, stored: dict[str, bytes], deflated:
     return target
 
 
-def test_checker_fails_where_something_is_wrong(unsigned: Path, library: Path, tmp_path: Path) -> None:
+def test_checker_fails_where_something_is_wrong(unsigned: Path, libraries: dict[str, Path], tmp_path: Path) -> None:
     """The controls: no signature, a compressed library, a library of this machine with a foreign symbol."""
     name = "lib/arm64-v8a/libedgevlm.so"
-    foreign = library.read_bytes().replace(b"malloc\0", b"mallok\0")
+    foreign = libraries["libedgevlm.so"].read_bytes().replace(b"malloc\0", b"mallok\0")
     changed = _rewritten(unsigned, tmp_path / "changed.apk", {}, {name: foreign, "assets/NOTICE": b"none"})
     failed = {row[0] for row in check_apk(changed) if not row[1]}
     assert {"signature", "alignment", "NOTICE", "libedgevlm.so: undefined"} <= failed
-    damaged = _rewritten(unsigned, tmp_path / "damaged.apk", {}, {name: b"\x7fELF", "classes.dex": b"dex\n037\0" + b"x" * 200})
+    damaged = _rewritten(
+        unsigned, tmp_path / "damaged.apk", {}, {name: b"\x7fELF", "classes.dex": b"dex\n037\0" + b"x" * 200}
+    )
     failed = {row[0] for row in check_apk(damaged) if not row[1]}
     assert {"dex checksum", "libedgevlm.so: ELF"} <= failed

@@ -1,4 +1,4 @@
-"""The app's logic on the desktop JVM: controller, saved conversation, benchmark; everything compiles against the stubs."""
+"""The app's logic on the desktop JVM: controller, saved conversation, benchmark; and rules for its sources."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_benchmark_is_json(
 
 def test_library_uses_no_regex_and_no_normalizer() -> None:
     """Android's differ from the JVM's; nor anything that API 24 does not have."""
-    forbidden = ("java.util.regex", "java.text.Normalizer", ".split(\"", "replaceAll(", ".matches(\"", "java.nio.file")
+    forbidden = ("java.util.regex", "java.text.Normalizer", '.split("', "replaceAll(", '.matches("', "java.nio.file")
     found = [
         (path.name, word)
         for path in java_sources(*JAVA)

@@ -72,7 +72,16 @@ def run_decoder(classes: Path, tables: Path, lists: Sequence[Sequence[int]], scr
     given.write_bytes(
         struct.pack(">i", len(lists)) + b"".join(struct.pack(f">{1 + len(ids)}i", len(ids), *ids) for ids in lists)
     )
-    command = ["java", "-cp", str(classes), "org.edgevlm.TokenizerRunner", str(tables), str(given), str(found), "decode"]
+    command = [
+        "java",
+        "-cp",
+        str(classes),
+        "org.edgevlm.TokenizerRunner",
+        str(tables),
+        str(given),
+        str(found),
+        "decode",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     reader = _Reader(found.read_bytes())
