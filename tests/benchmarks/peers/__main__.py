@@ -166,7 +166,8 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         BEGIN, table(rows), "",
         f"{conditions['date']}, {conditions['cpu']}, {arguments.threads} threads, a prompt of",
         f"{arguments.prompt_tokens} tokens, {arguments.new_tokens} new ones, medians of {arguments.rounds} alternating",
-        f"rounds; load of the machine at the end {conditions['load']:.1f}. Not compared: {missing}.", "", "![bars](benchmarks/peers.png)", END,
+        f"rounds; load of the machine at the end {conditions['load']:.1f}. Not compared: {missing}.",
+        "", "![bars](benchmarks/peers.png)", END,
     ))  # fmt: skip
     page = PAGE.read_text()
     PAGE.write_text(page[: page.index(BEGIN)] + text + page[page.index(END) + len(END) :])
