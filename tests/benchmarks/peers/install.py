@@ -23,6 +23,8 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "onnx-ir",
     ),
 }
+UNINSTALLED = {"convert": ("torchvision",)}
+"""Brought in by a package and built for another torch, so that importing transformers fails."""
 BUILT_HERE = ("llama.cpp",)
 """Compiled for this CPU instead of installed as a generic wheel."""
 NOT_HERE = {
@@ -58,6 +60,8 @@ def environment(work: Path, name: str) -> Path:
             command += ["--no-binary", "llama-cpp-python"]
         flags = {**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
         subprocess.run([*command, *REQUIREMENTS[name]], check=True, env=flags)
+        for unwanted in UNINSTALLED.get(name, ()):
+            subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", unwanted], check=True)
         done.touch()
     return python
 
