@@ -44,12 +44,14 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     memory_budget_bytes: int | None = None,
+    kv_bits: tuple[int, int] | list[tuple[int, int]] | None = None,
     fit: bool = False,
 ) -> Model:
     """Returns the model in `package_dir`, ready for questions.
 
     `context` is the number of tokens held (default: the package's); `fit` lowers the number of picture tiles where a
-    prompt would not fit. Raises PackageError for a package that cannot be trusted, BackendError when the memory that
+    prompt would not fit. `kv_bits` is (bits of keys, bits of values) of the native backend's cache, for all layers or one
+    pair per layer: 4 or 8 each, or (16, 16) for float. Raises PackageError for a package that cannot be trusted, BackendError when the memory that
     the package needs is above `memory_budget_bytes` or what the machine has left.
     """
     if backend not in BACKENDS:
@@ -58,17 +60,30 @@ def load(
     if package.manifest.decoder.position_rank != 1:
         raise UnsupportedModelError(f"{package.path}: positions of rank 3 (M-RoPE) are not implemented by the loop")
     estimate = check_memory(package, check_context(package, context), memory_budget_bytes)
-    session = _session(package, backend, context, threads)
+    session = _session(package, backend, context, threads, kv_bits)
     return Model(package, session, estimate=estimate, fit=fit)
 
 
-def _session(package: Package, backend: str, context: int | None, threads: int | None) -> Session:
+def _session(
+    package: Package,
+    backend: str,
+    context: int | None,
+    threads: int | None,
+    kv_bits: tuple[int, int] | list[tuple[int, int]] | None,
+) -> Session:
     """The native engine where the package is compiled for this machine and the library is there, else onnxruntime."""
     if backend == "auto":
         backend = "native" if package.compiled(host_arch()) and library_path().exists() else "onnx"
     if backend == "onnx":
+        if kv_bits is not None:
+            raise UsageError("kv_bits is for the native backend; onnxruntime keeps a float cache")
         return OnnxSession(package, context=context, threads=threads)
-    return NativeSession(package, context=check_context(package, context), threads=threads)
+    table = None if kv_bits is None else _per_layer(kv_bits, package.manifest.decoder.num_hidden_layers)
+    return NativeSession(package, context=check_context(package, context), threads=threads, kv_bits=table)
+
+
+def _per_layer(kv_bits: tuple[int, int] | list[tuple[int, int]], n_layers: int) -> list[tuple[int, int]]:
+    return kv_bits if isinstance(kv_bits, list) else [kv_bits] * n_layers
 
 
 class Model:

@@ -51,9 +51,9 @@ def draw_roofline(result: BenchResult, path: Path) -> None:
         axis.scatter(intensity, kernel.giga_operations_per_s, s=20 + 400 * kernel.share, alpha=0.6,
                      color=COLOURS[kernel.stage])  # fmt: skip
         outer = intensity > roof / slope
-        place = {"xytext": (-8, -10), "ha": "right"} if outer else {"xytext": (8, -10), "ha": "left"}
         axis.annotate(f"{kernel.kernel} ({kernel.share:.0%})", (intensity, kernel.giga_operations_per_s), fontsize=7,
-                      textcoords="offset points", **place)  # fmt: skip
+                      textcoords="offset points", xytext=(-8 if outer else 8, -10),
+                      ha="right" if outer else "left")  # fmt: skip
     axis.set_xlabel("operations per byte")
     axis.set_ylabel("giga-operations per second")
     axis.set_title(f"{Path(result.package).name}, {result.backend}: prefill (blue) and decode (red)", fontsize=9)

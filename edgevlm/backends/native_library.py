@@ -22,7 +22,7 @@ _ERRORS: dict[int, type[EdgeVLMError]] = {2: UsageError, 3: PackageError, 7: Con
 class ModelOptions(ctypes.Structure):
     """ev_model_options."""
 
-    _fields_ = [("n_threads", ctypes.c_int32), ("variant", ctypes.c_char_p)]
+    _fields_ = [("n_threads", ctypes.c_int32), ("variant", ctypes.c_char_p), ("fast_cores", ctypes.c_int32)]
 
 
 class ModelInfo(ctypes.Structure):

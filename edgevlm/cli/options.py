@@ -17,6 +17,13 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         "--context", type=number(int, 1), metavar="N", help="context length in tokens (default: the package's)"
     )
     group.add_argument(
+        "--kv-bits",
+        type=cache_bits,
+        metavar="K8V8",
+        help="bits of cached keys and values, native backend: k8v8, k8v4, k4v8, k4v4 or float; or one per layer, "
+        "with commas (default: the package's)",
+    )
+    group.add_argument(
         "--memory-budget", type=size_bytes, metavar="SIZE", help="refuse to load above this, for example 1500M or 2G"
     )
     group.add_argument("--fit", action="store_true", help="use fewer picture tiles when the context would overflow")
@@ -28,9 +35,23 @@ def load_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "backend": args.backend,
         "threads": args.threads,
         "context": args.context,
+        "kv_bits": args.kv_bits,
         "memory_budget_bytes": args.memory_budget,
         "fit": args.fit,
     }
+
+
+_CACHE_BITS = {"k8v8": (8, 8), "k8v4": (8, 4), "k4v8": (4, 8), "k4v4": (4, 4), "float": (16, 16)}
+
+
+def cache_bits(text: str) -> tuple[int, int] | list[tuple[int, int]]:
+    """(bits of keys, bits of values) of all layers, or a list with one pair per layer."""
+    names = text.lower().split(",")
+    unknown = [name for name in names if name not in _CACHE_BITS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(_CACHE_BITS)}, found {unknown[0]!r}")
+    pairs = [_CACHE_BITS[name] for name in names]
+    return pairs[0] if len(pairs) == 1 else pairs
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ typedef struct ev_tower ev_tower;
 typedef struct {
     int32_t n_threads;        /* 0: one per physical core */
     const char *variant;      /* NULL: the best that this CPU has; else a name such as "avx2" */
+    int32_t fast_cores;       /* 1: worker threads stay on the fast cores, and n_threads 0 means as many, at most 4 */
 } ev_model_options;
 
 typedef struct {

@@ -40,6 +40,7 @@ struct ev_model {
     const ev_variant *variant;
     ev_op_kernels *kernels; /* one per operation */
     ev_pool *pool;
+    uint64_t cpus; /* CPUs that the threads stay on; 0 leaves them free */
 };
 
 /* Cache of one layer. */

@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "affinity.h"
 #include "cpu.h"
 #include "internal.h"
 #include "tower.h"
@@ -230,8 +231,9 @@ static ev_status find_kernels(ev_model *model) {
     return EV_OK;
 }
 
-/* The processors that this thread may run on, at most 8. */
-static int32_t default_threads(void) {
+/* The fast cores, at most 4, or the processors that this thread may run on, at most 8. */
+static int32_t default_threads(int32_t n_fast) {
+    if (n_fast > 0) return n_fast > 4 ? 4 : n_fast;
     uint64_t mask[16] = {0};
     int32_t n = 0;
     if (syscall(SYS_sched_getaffinity, 0, sizeof mask, mask) <= 0) return 1;
@@ -252,8 +254,9 @@ ev_status ev_model_open(const char *directory, const ev_model_options *options, 
     if (!status && !(model->kernels = calloc(model->header->n_ops, sizeof *model->kernels))) status = ev_fail(EV_ERROR_BACKEND, "out of memory");
     if (!status) status = find_kernels(model);
     if (!status) {
-        const int32_t n_threads = options && options->n_threads > 0 ? options->n_threads : default_threads();
-        model->pool = ev_pool_new(n_threads);
+        const int32_t n_fast = options && options->fast_cores ? ev_fast_cpus(&model->cpus) : 0;
+        const int32_t n_threads = options && options->n_threads > 0 ? options->n_threads : default_threads(n_fast);
+        model->pool = ev_pool_new_on(n_threads, model->cpus);
         if (!model->pool) status = ev_fail(EV_ERROR_BACKEND, "cannot start %d threads", n_threads);
     }
     if (status) {

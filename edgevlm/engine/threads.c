@@ -1,5 +1,7 @@
 #include "threads.h"
 
+#include "affinity.h"
+
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -13,6 +15,7 @@ enum { SPINS = 4000 };
 
 struct ev_pool {
     int32_t n_threads;
+    uint64_t cpus;
     ev_task task; /* written before `state` opens a run, read after a part of that run was claimed */
     void *argument;
     /* High half: number of the run, low half: parts not yet claimed. A part is claimed by lowering the low half of the
@@ -52,6 +55,7 @@ static int run_part(ev_pool *pool) {
 
 static void *work(void *raw) {
     ev_pool *pool = raw;
+    if (pool->cpus) ev_stay_on(pool->cpus);
     while (!atomic_load(&pool->stop)) {
         const uint32_t seen = atomic_load(&pool->wake);
         int spins = 0;
@@ -68,10 +72,13 @@ static void *work(void *raw) {
     return NULL;
 }
 
-ev_pool *ev_pool_new(int32_t n_threads) {
+ev_pool *ev_pool_new(int32_t n_threads) { return ev_pool_new_on(n_threads, 0); }
+
+ev_pool *ev_pool_new_on(int32_t n_threads, uint64_t cpus) {
     if (n_threads < 1) return NULL;
     ev_pool *pool = calloc(1, sizeof(ev_pool) + (size_t)n_threads * sizeof(pthread_t));
     if (!pool) return NULL;
+    pool->cpus = cpus;
     pool->n_threads = 1;
     for (int32_t i = 1; i < n_threads; ++i) {
         if (pthread_create(&pool->threads[i], NULL, work, pool)) break;

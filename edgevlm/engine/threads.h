@@ -11,6 +11,8 @@ typedef void (*ev_task)(void *argument, int32_t part, int32_t n_parts);
 
 /* The caller is one of the threads. Returns NULL when the others cannot be made. */
 ev_pool *ev_pool_new(int32_t n_threads);
+/* The same; the other threads stay on the CPUs whose bits are set. */
+ev_pool *ev_pool_new_on(int32_t n_threads, uint64_t cpus);
 int32_t ev_pool_threads(const ev_pool *pool);
 /* Calls task(argument, i, n_parts) once for each part, in any order and on any thread; returns when all have finished.
  * One caller at a time. */

@@ -118,7 +118,7 @@ ev_status ev_tower_new(ev_model *model, ev_tower **result) {
     if (!status && (uint64_t)tower->weights_file.size != model->header->vision_bytes)
         status = ev_fail(EV_ERROR_PACKAGE, "vision.bin has %lld bytes, plan.bin expects %llu", (long long)tower->weights_file.size,
                          (unsigned long long)model->header->vision_bytes);
-    if (!status && !(tower->pool = ev_pool_new(ev_pool_threads(model->pool)))) status = ev_fail(EV_ERROR_BACKEND, "cannot start the tower's threads");
+    if (!status && !(tower->pool = ev_pool_new_on(ev_pool_threads(model->pool), model->cpus))) status = ev_fail(EV_ERROR_BACKEND, "cannot start the tower's threads");
     if (!status) {
         ev_layout measure = {NULL, 0};
         lay_out(tower, &measure);

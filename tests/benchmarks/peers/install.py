@@ -18,6 +18,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "optimum-intel[openvino]",
         "nncf",
         "gguf",
+        "accelerate",
         "onnxruntime-genai==0.18.0",
         "onnx",
         "onnx-ir",
