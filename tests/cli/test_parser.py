@@ -24,6 +24,7 @@ from edgevlm.errors import UsageError
         (["run", "p", "q", "--temperature", "nan"], "at least 0"),
         (["run", "p", "q", "--max-new-tokens", "0"], "an integer at least 1"),
         (["run", "p", "q", "--memory-budget", "lots"], "1500M or 2G"),
+        (["run", "p", "q", "--kv-bits", "k8v8,k3"], "found 'k3'"),
         (["export", "s", "--override", "lm_head"], "PATTERN=SCHEME"),
         (["tiles", "i.png", "--package", "p", "--scheme", "relaxed"], "not allowed with"),
         (["run", "p", " "], "the prompt is empty"),
