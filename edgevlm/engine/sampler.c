@@ -179,27 +179,27 @@ ev_status ev_sampler_begin(ev_sampler *sampler, const ev_sampling_params *params
 static ev_status take_logits(ev_sampler *sampler, const float *logits, const int32_t *history, int32_t n_history) {
     const int32_t n = sampler->vocab_size;
     const float penalty = (float)sampler->params.repetition_penalty;
-    int not_numbers = 0;
-    for (int32_t i = 0; i < n; ++i) not_numbers |= logits[i] != logits[i];
-    if (not_numbers) return ev_fail(EV_ERROR_BACKEND, "a logit is not a number");
     memcpy(sampler->logits, logits, (size_t)n * sizeof *logits);
-    if (sampler->params.repetition_penalty == 1.0) return EV_OK;
-    for (int32_t i = 0; i < n_history; ++i) {
-        const int32_t id = history[i];
-        if (id < 0 || id >= n) return ev_fail(EV_ERROR_USAGE, "token id %d of the history is outside 0..%d", id, n - 1);
-        sampler->logits[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty;
+    if (sampler->params.repetition_penalty != 1.0) {
+        for (int32_t i = 0; i < n_history; ++i) {
+            const int32_t id = history[i];
+            if (id < 0 || id >= n) return ev_fail(EV_ERROR_USAGE, "token id %d of the history is outside 0..%d", id, n - 1);
+            sampler->logits[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty;
+        }
     }
-    return EV_OK;
+    if (sampler->params.temperature != 0.0 && sampler->params.temperature != 1.0) {
+        const float temperature = (float)sampler->params.temperature;
+        for (int32_t i = 0; i < n; ++i) sampler->logits[i] /= temperature;
+    }
+    int not_numbers = 0;
+    for (int32_t i = 0; i < n; ++i) not_numbers |= sampler->logits[i] != sampler->logits[i];
+    return not_numbers ? ev_fail(EV_ERROR_BACKEND, "a logit is not a number") : EV_OK;
 }
 
 ev_status ev_sampler_next(ev_sampler *sampler, const float *logits, const int32_t *history, int32_t n_history, int32_t *token) {
     const ev_sampling_params *params = &sampler->params;
     const ev_status status = take_logits(sampler, logits, history, n_history);
     if (status) return status;
-    if (params->temperature != 0.0 && params->temperature != 1.0) {
-        const float temperature = (float)params->temperature;
-        for (int32_t i = 0; i < sampler->vocab_size; ++i) sampler->logits[i] /= temperature;
-    }
     const float largest = largest_of(sampler->logits, sampler->vocab_size);
     if (largest - largest != 0) return ev_fail(EV_ERROR_BACKEND, "the largest logit is not finite");
     if (params->temperature == 0.0) {

@@ -56,8 +56,10 @@ ev_status ev_check_image_spec(const ev_image_spec *spec) {
     if (spec->longest_edge_px < 0 || spec->longest_edge_px > MAX_EDGE)
         return ev_fail(EV_ERROR_USAGE, "longest_edge_px is %d, expected 0 to %d", spec->longest_edge_px, MAX_EDGE);
     for (int channel = 0; channel < 3; ++channel)
-        if (!(spec->image_mean[channel] >= 0 && spec->image_mean[channel] <= 1 && spec->image_std[channel] > 0))
-            return ev_fail(EV_ERROR_USAGE, "image_mean must be in 0 to 1 and image_std above 0");
+        if (!(spec->image_mean[channel] >= 0 && spec->image_mean[channel] <= 1 && spec->image_std[channel] >= 1e-6 && spec->image_std[channel] <= 1e6))
+            return ev_fail(EV_ERROR_USAGE, "image_mean must be in 0 to 1 and image_std at least 1e-6");
+    if (!(spec->rescale_factor >= 1e-6 && spec->rescale_factor <= 1e6))
+        return ev_fail(EV_ERROR_USAGE, "rescale_factor is %g, expected 1e-6 to 1e6", spec->rescale_factor);
     switch (spec->scheme) {
     case EV_SCHEME_RELAXED:
         if (spec->max_rows < 1 || spec->max_rows > MAX_GRID || spec->max_cols < 1 || spec->max_cols > MAX_GRID)
