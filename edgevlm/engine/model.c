@@ -19,7 +19,7 @@ enum { THIS_ARCH = 1 };
 enum { THIS_ARCH = 2 };
 #endif
 
-enum { COLUMN_MULTIPLE = 64, MAX_SIDE = 1 << 24, MAX_OPS = 1 << 16 };
+enum { COLUMN_MULTIPLE = 64, MAX_SIDE = 1 << 24, MAX_OPS = 1 << 16, MAX_LAYERS = 1024 };
 
 ev_status ev_map_file(const char *directory, const char *name, ev_mapping *mapping) {
     char path[4096];
@@ -62,6 +62,10 @@ static ev_status check_op(const ev_model *model, const ev_plan_graph *graph, uin
     const uint64_t rows = op->flags & EV_FLAG_LAST_ROWS && op->code == EV_OP_GEMM ? EV_MAX_LOGIT_ROWS : (uint64_t)graph->max_rows;
     const int matrix = op->code == EV_OP_EMBED || op->code == EV_OP_QUANTISE || op->code == EV_OP_GEMM;
     if (op->code < EV_OP_EMBED || op->code > EV_OP_ATTEND) return bad_op(index, "unknown code");
+    /* What an operation does not use is none or inside too: a pointer is formed from each of these. */
+    const uint64_t offsets[] = {op->weight, op->scales, op->zeros, op->bias, op->cos, op->sin, op->centre};
+    for (size_t i = 0; i < sizeof offsets / sizeof *offsets; ++i)
+        if (offsets[i] != EV_NONE && offsets[i] > total) return bad_op(index, "an offset outside weights.bin");
     if (matrix) {
         if (op->k <= 0 || op->k >= MAX_SIDE || (op->group != 32 && op->group != 64 && op->group != 128) || op->k % op->group)
             return bad_op(index, "k or group is wrong");
@@ -102,6 +106,28 @@ static ev_status check_op(const ev_model *model, const ev_plan_graph *graph, uin
     }
 }
 
+/* What one operation leaves for another is what that one reads: activation codes, and the rows of a layer's cache. */
+static ev_status check_order(const ev_model *model, const ev_plan_graph *graph) {
+    uint32_t appends[MAX_LAYERS] = {0}; /* per layer the number of the operation that writes its cache, plus 1 */
+    const ev_op *quantised = NULL;
+    for (uint32_t i = graph->first_op; i < graph->first_op + graph->n_ops; ++i) {
+        const ev_op *op = &model->ops[i];
+        if (op->code == EV_OP_QUANTISE) quantised = op;
+        if (op->code == EV_OP_GEMM && (!quantised || quantised->k != op->k || quantised->group != op->group))
+            return bad_op(i, "it reads activations that were not quantised for it");
+        if (op->code == EV_OP_APPEND) {
+            if (appends[op->layer]) return bad_op(i, "the cache of its layer is written twice");
+            appends[op->layer] = i + 1;
+        }
+        if (op->code == EV_OP_ATTEND) {
+            const ev_op *append = appends[op->layer] ? &model->ops[appends[op->layer] - 1] : NULL;
+            if (!append || append->kv_heads != op->kv_heads || append->head_dim != op->head_dim)
+                return bad_op(i, "the cache of its layer is not written as it is read");
+        }
+    }
+    return EV_OK;
+}
+
 static ev_status check_plan(ev_model *model) {
     const ev_mapping *file = &model->plan_file;
     const ev_plan_header *header = file->data;
@@ -112,7 +138,7 @@ static ev_status check_plan(ev_model *model) {
     if (header->arch != THIS_ARCH)
         return ev_fail(EV_ERROR_PACKAGE, "plan.bin is for architecture %u, this library is %d; compile the package for this target", header->arch, THIS_ARCH);
     if (header->n_graphs == 0 || header->n_graphs > 8 || header->n_ops == 0 || header->n_ops > MAX_OPS || header->n_layers == 0 ||
-        header->n_layers > 1024 || header->hidden_size <= 0 || header->hidden_size >= MAX_SIDE || header->vocab_size <= 0 ||
+        header->n_layers > MAX_LAYERS || header->hidden_size <= 0 || header->hidden_size >= MAX_SIDE || header->vocab_size <= 0 ||
         header->vocab_size >= MAX_SIDE || header->max_positions <= 0 || header->max_positions >= MAX_SIDE || header->chunk_tokens <= 0 ||
         header->chunk_tokens > 1024)
         return ev_fail(EV_ERROR_PACKAGE, "plan.bin: a number in the header is out of range");
@@ -142,6 +168,8 @@ static ev_status check_plan(ev_model *model) {
             const ev_status status = check_op(model, graph, i);
             if (status) return status;
         }
+        const ev_status status = check_order(model, graph);
+        if (status) return status;
     }
     const ev_plan_graph *decoder = &model->graphs[0];
     if (decoder->kind == 1 && header->n_graphs == 1) return EV_OK; /* a vision encoder alone */

@@ -61,7 +61,7 @@ static void try_picture(void) {
     digest_bytes(&plan, sizeof plan);
     if (!below(8)) damage(&plan, sizeof plan);
     int64_t scratch_bytes;
-    const int32_t begin = below(12) ? below(plan.n_tiles > 0 ? plan.n_tiles : 1) : number(9), end = begin < 1000 ? begin + number(3) : begin;
+    const int32_t begin = below(12) ? below(plan.n_tiles > 0 ? plan.n_tiles : 1) : number(9), end = below(12) ? (begin > 0 && begin < 1000 ? begin : 0) + 1 + below(3) : number(9);
     const int64_t count = (int64_t)end - begin;
     if (ev_image_scratch_bytes(&spec, &plan, &scratch_bytes) || scratch_bytes > (1 << 26) || (int64_t)height * width > (1 << 22) || count < 0 ||
         count > 64) {
