@@ -125,14 +125,14 @@ def test_features_are_dropped_oldest_first(model: Model, tiny: Path) -> None:
     flag = threading.Event()
     pictures = [model.picture(picture(seed)) for seed in range(3)]
     size = encoder.features(pictures[0], flag).nbytes
-    encoder._cache_bytes = 2 * size
+    encoder.cache_bytes = 2 * size
     for p in pictures[1:]:
         encoder.features(p, flag)
     assert [p.key in encoder._kept for p in pictures] == [False, True, True]
     encoder.features(pictures[1], flag)
     encoder.features(pictures[0], flag)
     assert [p.key in encoder._kept for p in pictures] == [True, True, False]
-    encoder._cache_bytes = 0
+    encoder.cache_bytes = 0
     np.testing.assert_array_equal(encoder.features(pictures[2], flag).shape, (12, 32))
 
 
