@@ -23,7 +23,7 @@ THREAD = ("-g", "-O1", "-fsanitize=thread")
 FILES = {
     "fuzz_pictures": ["cpu", "error", "image", "resample", "sampler", "tiling"],
     "fuzz_plan": [file.stem for file in ENGINE.glob("*.c")],
-    "race_pool": ["threads"],
+    "race_pool": ["affinity", "threads"],
 }
 """What is compiled into each program."""
 

@@ -32,7 +32,7 @@ static void *cancel_now_and_then(void *context) {
 
 /* Opens the good plan; each kernel that it misses is added to the table by the name in the error. */
 static void learn_kernels(const char *directory) {
-    const ev_model_options options = {1, NULL};
+    const ev_model_options options = {.n_threads = 1};
     for (int i = 0; i < MAX_KERNELS; ++i) kernels[i] = (ev_kernel){"", nothing};
     for (int i = 0; i < MAX_KERNELS; ++i) {
         ev_model *model;
@@ -114,7 +114,7 @@ int main(int argc, char **argv) {
     if (argc < 4) return 1;
     char path[4096];
     snprintf(path, sizeof path, "%s/plan.bin", argv[1]);
-    const ev_model_options options = {atoi(argv[3]), NULL};
+    const ev_model_options options = {.n_threads = atoi(argv[3])};
     const int32_t trials = atoi(argv[2]);
     learn_kernels(argv[1]);
     long size;
