@@ -42,6 +42,11 @@ def tower_gemm(variant: Variant, rows: int, blocks: int, group: int, epilogue: E
         quad = tirx.reinterpret("int32", buffer.vload([offset_], "int8x4"))
         return tirx.reinterpret(f"int8x{part_bytes}", tirx.Broadcast(quad, lanes))
 
+    def prefetch(y: Any, offset_: Any) -> Any:
+        """Asks for a line that will be written: without it the stores of a tile wait for lines of a distant cache."""
+        place = tirx.address_of(tirx.BufferLoad(y, [offset_]))
+        return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", place, *(tirx.const(v, "int32") for v in (1, 3, 1))))
+
     def activated(value: Any) -> Any:
         return gelu_erf(value, lanes) if epilogue == "gelu" else gelu_tanh(value, lanes)
 
@@ -66,6 +71,11 @@ def tower_gemm(variant: Variant, rows: int, blocks: int, group: int, epilogue: E
             block = block_begin + tile_index * blocks
             for row_index in T.serial(tile_end - tile_begin):
                 row_tile: T.int32 = tile_begin + row_index
+                for m in T.unroll(rows):
+                    for b in T.unroll(blocks):
+                        T.add_to_parent(
+                            prefetch(Y, (row_index * rows + m) * y_stride + (tile_index * blocks + b) * COLUMNS)
+                        )
                 for m in T.unroll(rows):
                     for b in T.unroll(blocks):
                         for p in T.unroll(parts):
