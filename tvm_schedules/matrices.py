@@ -51,7 +51,7 @@ def read_matrix(graph: OnnxGraph, node: Node) -> Matrix:
 
 
 def padded_matrix(graph: OnnxGraph, node: Node) -> Matrix:
-    """Reads the weight of a MatMulNBits node as symmetric 8-bit codes, K padded with zeros to whole blocks.
+    """Reads the weight of a MatMulNBits node as symmetric 8-bit codes, K padded with zeros to whole blocks and to 64.
 
     Raises UnsupportedModelError for a block that no kernel has.
     """
@@ -61,12 +61,19 @@ def padded_matrix(graph: OnnxGraph, node: Node) -> Matrix:
         raise UnsupportedModelError(
             f"{node.name}: {bits} bits in blocks of {block}; the engine's tower takes 4 or 8 bits in blocks of {GROUPS}"
         )
-    width = -(-k // block) * block
     zeros = graph.array(node.inputs[3]) if node.input(3) else None
+    stored_k = -(-k // block) * block
     matrix = matrix_from_blocks(
-        node.name, graph.array(node.inputs[1]), graph.array(node.inputs[2]), zeros, n, width, bits, block
+        node.name, graph.array(node.inputs[1]), graph.array(node.inputs[2]), zeros, n, stored_k, bits, block
     )
-    return matrix if bits == 8 and zeros is None else _promote(matrix)
+    if bits == 4 or zeros is not None:
+        matrix = _promote(matrix)
+    extra = -stored_k % COLUMN_MULTIPLE
+    if not extra:
+        return matrix
+    codes = np.pad(matrix.codes, ((0, 0), (0, extra)), constant_values=128)
+    scales = np.pad(matrix.scales, ((0, 0), (0, extra // block)))
+    return Matrix(matrix.name, codes, scales, None, 8, block)
 
 
 def matrix_from_blocks(

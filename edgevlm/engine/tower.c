@@ -74,10 +74,10 @@ static void lay_out(ev_tower *tower, ev_layout *layout) {
     const ev_model *model = tower->model;
     const ev_plan_graph *graph = tower->graph;
     const int64_t tile_rows = model->variant->prefill_rows, threads = ev_pool_threads(tower->pool);
-    int64_t bytes = 0, groups = 0, rows = 0, codes = 0, values = 0, width = 0, scratch = tile_rows * EV_STRIP_COLUMNS;
+    int64_t bytes = 0, groups = 0, rows = 0, codes = 0, values = 0, width = 0, scratch = EV_LINEAR_ROWS * EV_STRIP_COLUMNS;
     for (uint32_t i = graph->first_op; i < graph->first_op + graph->n_ops; ++i) {
         const ev_op *op = &model->ops[i];
-        const int64_t all_rows = ev_round_up(graph->max_rows * op->rows, (int32_t)tile_rows), padded = ev_round_up(op->rows, EV_TOKEN_MULTIPLE);
+        const int64_t all_rows = ev_round_up(graph->max_rows * op->rows, EV_LINEAR_ROWS), padded = ev_round_up(op->rows, EV_TOKEN_MULTIPLE);
         switch (op->code) {
         case EV_OP_PATCHES: scratch = larger(scratch, EV_PATCH_TILES * tile_rows * op->k); break;
         case EV_OP_QUANTISE:

@@ -26,6 +26,7 @@ typedef int32_t (*ev_attend_all_fn)(const int8_t *queries, const float *query_sc
                                     int32_t tile_end);
 
 enum {
+    EV_LINEAR_ROWS = 4,     /* rows of a linear's register tile, whichever variant runs */
     EV_STRIP_COLUMNS = 128, /* columns of a GELU that are quantised at once: a multiple of every group */
     EV_PATCH_TILES = 4,     /* row tiles of patches that share a pass over the filters */
     EV_MAX_ROW_TILE = 16,   /* rows of the tallest register tile: buffers end on a multiple */

@@ -80,7 +80,8 @@ static ev_status check_linear(const ev_model *model, const ev_plan_graph *graph,
         return bad_op(index, "weights outside vision.bin");
     *state = (ev_code_state){0, 0, 0};
     if (!gelu) return in_arena(graph, op->out, op->rows, op->n) ? EV_OK : bad_op(index, "output outside the arena");
-    if (!is_group(op->head_dim) || !in_range(op->window, op->head_dim, op->n) || op->window % op->head_dim)
+    if (!is_group(op->head_dim) || !in_range(op->window, op->head_dim, op->n) || op->window % op->head_dim ||
+        op->window % COLUMN_MULTIPLE)
         return bad_op(index, "the codes of the GELU are wrong");
     *state = (ev_code_state){op->rows, op->window, op->head_dim};
     return EV_OK;

@@ -5,8 +5,9 @@
 
 #include "tower.h"
 
-/* Activation codes of the rows that share a pass over some weights: half of a small second-level cache. */
-enum { ROW_BLOCK_BYTES = 384 << 10, LINEAR_COLUMNS = 64, ATTEND_TILES = 8 };
+/* Activation codes of the rows that share a pass over some weights: they stay in the second-level cache. Units are cut
+ * finer than that when there would be few of them for each thread. */
+enum { ROW_BLOCK_BYTES = 896 << 10, LINEAR_COLUMNS = 64, ATTEND_TILES = 8, UNITS_PER_THREAD = 12 };
 
 typedef struct {
     ev_tower *tower;
@@ -14,7 +15,8 @@ typedef struct {
     const ev_op_kernels *kernels;
     const float *pixels;
     int32_t n_tiles, rows;          /* rows of all tiles */
-    int32_t tile_rows, row_tiles;   /* register tiles of rows */
+    int32_t tile_rows;              /* register tile of patches and queries */
+    int32_t row_tiles;              /* register tiles of a linear's rows */
     int32_t row_block, column_units; /* LINEAR: row tiles and columns of a unit */
     int32_t tile, padded;           /* ATTEND_ALL: the tile at hand, its tokens padded */
     int32_t n_units;
@@ -78,13 +80,13 @@ static void quantise_task(void *argument, int32_t part, int32_t n_parts) {
     ev_share(job->rows, part, n_parts, &begin, &end);
     ((ev_quantise_fn)job->kernels->single)(tower->arena + op->in, layer ? ev_tower_floats(tower, op->weight) : NULL,
                                            layer ? ev_tower_floats(tower, op->bias) : NULL, codes->codes, codes->scales, codes->sums, op->k,
-                                           job->tile_rows, op->value, begin, end);
+                                           EV_LINEAR_ROWS, op->value, begin, end);
 }
 
 /* Rows of the last register tile beyond the real ones get scale 0, so that they add nothing. */
 static void clear_padding(const ev_tower_job *job) {
-    const int64_t count = (int64_t)(job->op->k / job->op->group) * job->tile_rows, first = (job->row_tiles - 1) * count;
-    if (job->row_tiles * job->tile_rows == job->rows) return;
+    const int64_t count = (int64_t)(job->op->k / job->op->group) * EV_LINEAR_ROWS, first = (job->row_tiles - 1) * count;
+    if (job->row_tiles * EV_LINEAR_ROWS == job->rows) return;
     memset(job->tower->codes[0].scales + first, 0, (size_t)count * sizeof(float));
     memset(job->tower->codes[0].sums + first, 0, (size_t)count * sizeof(int32_t));
 }
@@ -135,7 +137,7 @@ static void linear_task(void *argument, int32_t part, int32_t n_parts) {
         const int32_t last = first + job->row_block < job->row_tiles ? first + job->row_block : job->row_tiles;
         ((ev_linear_fn)job->kernels->single)((const uint8_t *)ev_tower_floats(tower, op->weight), (const uint16_t *)ev_tower_floats(tower, op->scales),
                                              codes->codes, codes->scales, codes->sums, ev_tower_floats(tower, op->bias),
-                                             tower->arena + op->out + (int64_t)first * job->tile_rows * op->n + column, op->n, op->k, op->n,
+                                             tower->arena + op->out + (int64_t)first * EV_LINEAR_ROWS * op->n + column, op->n, op->k, op->n,
                                              (op->flags & EV_FLAG_ACCUMULATE) != 0, first, last, column / 16, (column + LINEAR_COLUMNS) / 16);
     }
 }
@@ -147,7 +149,7 @@ static void gelu_task(void *argument, int32_t part, int32_t n_parts) {
     const ev_tower *tower = job->tower;
     const ev_op *op = job->op;
     const ev_codes *codes = &tower->codes[tower->present], *made = &tower->codes[1 - tower->present];
-    const int32_t rows = job->tile_rows, groups = op->window / op->head_dim;
+    const int32_t groups = op->window / op->head_dim;
     float *strip = scratch_of(job, part);
     for (int32_t unit; take_unit(job, &unit);) {
         const int32_t first = unit / job->column_units * job->row_block, column = unit % job->column_units * EV_STRIP_COLUMNS;
@@ -159,8 +161,9 @@ static void gelu_task(void *argument, int32_t part, int32_t n_parts) {
                                                  ev_tower_floats(tower, op->bias), strip, op->n, op->k, wanted, 0, tile, tile + 1, column / 16,
                                                  (column + wanted) / 16);
             const int64_t place = (int64_t)tile * groups + column / op->head_dim;
-            ((ev_quantise_fn)job->kernels->prefill)(strip, NULL, NULL, made->codes + ((int64_t)tile * op->window + column) * rows,
-                                                    made->scales + place * rows, made->sums + place * rows, wanted, rows, 0.0f, 0, rows);
+            ((ev_quantise_fn)job->kernels->prefill)(strip, NULL, NULL, made->codes + ((int64_t)tile * op->window + column) * EV_LINEAR_ROWS,
+                                                    made->scales + place * EV_LINEAR_ROWS, made->sums + place * EV_LINEAR_ROWS, wanted, EV_LINEAR_ROWS, 0.0f, 0,
+                                                    EV_LINEAR_ROWS);
         }
     }
 }
@@ -168,10 +171,14 @@ static void gelu_task(void *argument, int32_t part, int32_t n_parts) {
 static void run_linear(ev_tower_job *job) {
     const ev_op *op = job->op;
     const int gelu = (op->flags & (EV_FLAG_GELU | EV_FLAG_GELU_TANH)) != 0;
-    const int32_t fitting = ROW_BLOCK_BYTES / (job->tile_rows * op->k), columns = gelu ? EV_STRIP_COLUMNS : LINEAR_COLUMNS;
-    const int32_t most = fitting < 1 ? 1 : fitting, blocks = (job->row_tiles + most - 1) / most;
-    job->row_block = (job->row_tiles + blocks - 1) / blocks;
+    const int32_t fitting = ROW_BLOCK_BYTES / (EV_LINEAR_ROWS * op->k), columns = gelu ? EV_STRIP_COLUMNS : LINEAR_COLUMNS;
+    const int32_t wanted = UNITS_PER_THREAD * ev_pool_threads(job->tower->pool);
     job->column_units = ((gelu ? op->window : op->n) + columns - 1) / columns;
+    int32_t blocks = (job->row_tiles + fitting) / (fitting + 1);
+    if (blocks * job->column_units < wanted) blocks = (wanted + job->column_units - 1) / job->column_units;
+    if (blocks > job->row_tiles) blocks = job->row_tiles;
+    job->row_block = (job->row_tiles + blocks - 1) / blocks;
+    blocks = (job->row_tiles + job->row_block - 1) / job->row_block;
     run_units(job, gelu ? gelu_task : linear_task, blocks * job->column_units);
     job->tower->present = gelu ? 1 - job->tower->present : 0;
 }
@@ -243,7 +250,7 @@ ev_status ev_run_tower(ev_tower *tower, const float *pixels, int32_t n_tiles) {
         ev_tower_job job = {.tower = tower, .op = &model->ops[i], .kernels = &model->kernels[i], .pixels = pixels, .n_tiles = n_tiles};
         job.rows = n_tiles * job.op->rows;
         job.tile_rows = model->variant->prefill_rows;
-        job.row_tiles = (job.rows + job.tile_rows - 1) / job.tile_rows;
+        job.row_tiles = (job.rows + EV_LINEAR_ROWS - 1) / EV_LINEAR_ROWS;
         const int32_t patch_rows = EV_PATCH_TILES * job.tile_rows;
         switch (job.op->code) {
         case EV_OP_PATCHES: run_units(&job, patches_task, n_tiles * ((job.op->rows - job.op->layer + patch_rows - 1) / patch_rows)); break;

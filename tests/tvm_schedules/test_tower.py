@@ -11,6 +11,7 @@ import pytest
 from tests.tvm_schedules.kernels import compile_kernels, host_variants, pointer
 from tvm_schedules import layouts, reference
 from tvm_schedules.targets import Variant
+from tvm_schedules.tower_kernels import LINEAR_ROWS
 
 N, K = 192, 320
 EPS = 1e-6
@@ -59,8 +60,8 @@ def _error(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("group", [32, 64])
 def test_product(compiled: tuple[Variant, ctypes.CDLL], group: int) -> None:
-    variant, library = compiled
-    rows = variant.prefill_tile.rows
+    _, library = compiled
+    rows = LINEAR_ROWS
     problem = Product(group, rows * 5, rows)
     pointers = [pointer(array) for array in problem.arguments]
     y = np.zeros((rows * 5, N), np.float32)
@@ -90,8 +91,8 @@ def _gelu(x: np.ndarray, form: str) -> np.ndarray:
 @pytest.mark.parametrize("form", ["gelu", "gelu_tanh"])
 def test_gelu_strip(compiled: tuple[Variant, ctypes.CDLL], form: str) -> None:
     """One row tile of some columns, into a strip with a stride of its own."""
-    variant, library = compiled
-    rows = variant.prefill_tile.rows
+    _, library = compiled
+    rows = LINEAR_ROWS
     problem = Product(64, rows * 2, rows)
     strip = np.zeros((rows, 64), np.float32)
     pointers = [pointer(array) for array in problem.arguments]
