@@ -26,7 +26,7 @@ stands in `edgevlm.json`, and nothing is inferred from names, shapes or pixel va
 | `edgevlm.json` | the manifest: every field below |
 | `onnx/` | the graphs, each with its `.onnx_data` beside it |
 | `tokenizer.json`, `tokenizer_config.json`, ... | the checkpoint's own files, unchanged |
-| `lib/<arch>/` | added by `edgevlm compile`: `plan.bin`, the call lists; `weights.bin` and, with a vision tower, `vision.bin`, the weights in the order the kernels read them |
+| `lib/<arch>/` | by `edgevlm compile`: `plan.bin`, the calls; `weights.bin`, `vision.bin` in the kernels' order |
 | `device/` | the tokenizer's tables and the compiled chat template, which phones read instead |
 | `README.md` | the model card, with the numbers of the verification |
 

@@ -100,7 +100,10 @@ class Model:
         self.loop = TokenLoop(session, manifest.generation.eos_token_ids)
         self.encoder: PictureEncoder | None = None
         if manifest.processor is not None and manifest.prompt is not None:
-            self.encoder = PictureEncoder(session, manifest.processor, manifest.prompt.tokens_per_tile, self.record)
+            prepare = session.tile_preparer(manifest.processor) if isinstance(session, NativeSession) else None
+            self.encoder = PictureEncoder(
+                session, manifest.processor, manifest.prompt.tokens_per_tile, self.record, prepare=prepare
+            )
         self._events: list[Event] = []
         self._busy = threading.Lock()
         self._cancelled = threading.Event()

@@ -7,7 +7,6 @@ released as soon as nothing waits for it.
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 
 from edgevlm.backends.session import Cancelled, Float32, Session
 from edgevlm.errors import ParityError
-from edgevlm.image import image_key, normalize
+from edgevlm.image import image_key
 from edgevlm.spec import ProcessorSpec
-from edgevlm.tiling import TilePlan, cut_tiles, plan_tiles
+from edgevlm.tile_batches import PillowTiles, Prepare, tile_batches
+from edgevlm.tiling import TilePlan, plan_tiles
 
 DEFAULT_CACHE_BYTES = 128 << 20
 """Features kept for later questions; 128 MiB are about 37,000 tokens of width 896."""
@@ -73,10 +73,11 @@ class PictureEncoder:
         tokens_per_tile: int,
         record: Callable[[str, float], None],
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        prepare: Prepare | None = None,
     ) -> None:
-        """`record(name, start_s)` is told about each stage when it ends."""
+        """`record(name, start_s)` is told about each stage when it ends. `prepare` makes tiles; None takes Pillow."""
         self._session = session
-        self._spec = spec
+        self._prepare = prepare or PillowTiles(spec)
         self._tokens_per_tile = tokens_per_tile
         self._record = record
         self.cache_bytes = cache_bytes
@@ -139,12 +140,12 @@ class PictureEncoder:
 
     def _encode(self, picture: Picture, cancelled: threading.Event) -> Float32:
         try:
-            start = time.perf_counter()
-            tiles = normalize(cut_tiles(picture.image, picture.plan, self._spec), self._spec)
-            self._record(f"prepare {len(tiles)} tiles", start)
-            if cancelled.is_set():
-                raise Cancelled
-            features = self._session.encode(tiles)
+            parts: list[Float32] = []
+            for tiles in tile_batches(self._prepare, picture.image, picture.plan, self._record):
+                if cancelled.is_set():
+                    raise Cancelled
+                parts.append(self._session.encode(tiles))
+            features = np.concatenate(parts)
             n_tiles, n_tokens, width = features.shape
             if n_tiles != picture.plan.n_tiles or n_tokens != self._tokens_per_tile:
                 raise ParityError(

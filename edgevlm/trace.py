@@ -12,7 +12,8 @@ Event = tuple[str, float, float]
 
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("conversation", ("user", "attach", "answer", "cancel")),
-    ("vision", ("load vision", "prepare", "encode", "release vision")),
+    ("pictures", ("prepare",)),
+    ("vision", ("load vision", "encode", "release vision")),
     ("language", ("load language", "prefill", "decode", "score", "accept", "release kv")),
 )
 """Row name and what the names of its events begin with; the rest goes to a row 'other'."""

@@ -7,8 +7,8 @@ from typing import Any
 from tvm_schedules.attention.attend import attend, merge
 from tvm_schedules.attention.attend_codes import attend_codes
 from tvm_schedules.attention.cache import KVBits, append, form_name
-from tvm_schedules.elementwise.embed import embed
 from tvm_schedules.elementwise import limits, limits_arm64
+from tvm_schedules.elementwise.embed import embed
 from tvm_schedules.elementwise.quantise_rows import Norm, quantise_rows
 from tvm_schedules.gemm import weight_codes, weight_codes_arm64
 from tvm_schedules.targets import Variant

@@ -23,12 +23,14 @@ from edgevlm.backends.native_library import (
     library_path,
 )
 from edgevlm.backends.native_library import Segment as NativeSegment
+from edgevlm.backends.native_picture import SCHEMES, NativeTiles
 from edgevlm.backends.native_tower import NativeTower
 from edgevlm.backends.onnx_tower import OnnxTower
 from edgevlm.backends.ort import default_threads
 from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timings
 from edgevlm.errors import BackendError, ContextFullError, UsageError
 from edgevlm.package import Package
+from edgevlm.spec import ProcessorSpec
 
 MAX_KERNELS = 64
 """More than a model uses: a handful of GEMM forms, attention forms and the small ones."""
@@ -104,6 +106,10 @@ class NativeSession:
         )
         self._make_context()
         self.timings.load_s += self.timings.record("load language", start) - start
+
+    def tile_preparer(self, spec: ProcessorSpec) -> NativeTiles | None:
+        """What prepares a picture's tiles in the engine, or None for a tiling that it does not know."""
+        return NativeTiles(self._library, spec) if spec.scheme in SCHEMES else None
 
     @property
     def n_past(self) -> int:

@@ -1,7 +1,7 @@
 """Tile plans and pixels from the C engine, the twins of edgevlm/tiling.py and edgevlm/image.py: what a phone sees.
 
-The desktop runtime keeps Pillow; these bindings are what the twins are compared through, and what an application in
-Python without Pillow would call.
+The native backend prepares tiles with them, one batch ahead of the tower; decoding stays Pillow's. Tests compare the
+twins through them.
 """
 
 from __future__ import annotations
@@ -95,6 +95,28 @@ def image_spec(spec: ProcessorSpec) -> ImageSpecStruct:
     for i, (height_px, width_px) in enumerate(spec.grid_pinpoints):
         struct.grid_pinpoints[i][:] = (height_px, width_px)
     return struct
+
+
+class NativeTiles:
+    """`edgevlm.tile_batches.Prepare` by the engine: of a batch, only the rows that its tiles show are resized."""
+
+    def __init__(self, library: NativeLibrary, spec: ProcessorSpec) -> None:
+        """Raises UnsupportedModelError for a tiling that the engine does not know."""
+        self._pictures = NativePictures(library, spec)
+
+    def __call__(self, image: NDArray[np.uint8], plan: TilePlan, begin: int, end: int) -> NDArray[np.float32]:
+        """Returns normalised pixels (end - begin, 3, S, S) of an upright picture."""
+        height_px, width_px, _ = image.shape
+        struct = TilePlanStruct(
+            SCHEMES.index(plan.scheme), plan.tile_px, height_px, width_px, plan.grid_rows, plan.grid_cols,
+            len(plan.resizes), n_tiles=plan.n_tiles,
+            thumbnail=0 if not plan.thumbnail else THUMBNAILS.index("first" if plan.thumbnail_first else "last"),
+        )  # fmt: skip
+        for i, size in enumerate(plan.resizes):
+            struct.resizes[i][:] = size
+        struct.offset[:] = plan.offset
+        pixels: NDArray[np.float32] = self._pictures.tiles(image, struct, tile_range=(begin, end), normalized=True)
+        return pixels
 
 
 class NativePictures:

@@ -70,7 +70,7 @@ def dynamic_int8(graph: Path) -> Path:
     if not path.exists():
         quantize_dynamic(
             graph, path, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"],
-            use_external_data_format=True,
+            use_external_data_format=True, extra_options={"DefaultTensorType": 1},
         )  # fmt: skip
     return path
 

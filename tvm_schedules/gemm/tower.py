@@ -45,7 +45,9 @@ def tower_gemm(variant: Variant, rows: int, blocks: int, group: int, epilogue: E
     def prefetch(y: Any, offset_: Any) -> Any:
         """Asks for a line that will be written: without it the stores of a tile wait for lines of a distant cache."""
         place = tirx.address_of(tirx.BufferLoad(y, [offset_]))
-        return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", place, *(tirx.const(v, "int32") for v in (1, 3, 1))))
+        to_write, to_first_level, data = (tirx.const(value, "int32") for value in (1, 3, 1))
+        call = tirx.call_llvm_intrin("void", "llvm.prefetch", place, to_write, to_first_level, data)
+        return tirx.Evaluate(call)
 
     def activated(value: Any) -> Any:
         return gelu_erf(value, lanes) if epilogue == "gelu" else gelu_tanh(value, lanes)
