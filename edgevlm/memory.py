@@ -1,16 +1,17 @@
 """Memory: what a package will need, computed before anything is loaded, and what a process has used, measured.
 
-The estimate is an upper bound on the peak resident size with the onnxruntime backend: the copies that onnxruntime packs
-for its kernels, the cache at full context, the tower loaded beside it, and the largest activations of a prefill chunk
-and of a batch of tiles. It reads the manifest and the ONNX headers, never the weights. Measured on the demo model
-(135M at w4g32, tower at w8) with a context of 4,096: estimated 481 MiB, peak 433 MiB (2026-11-24); the features of
-pictures that a conversation keeps are counted beside that, at their limit, which one picture does not reach.
+With onnxruntime the estimate is an upper bound on the peak resident size: the copies that it packs for its kernels, the
+cache at full context, the tower loaded beside it, and the largest activations of a prefill chunk and of a batch of
+tiles. It reads the manifest and the ONNX headers, never the weights. Measured on the demo model (135M at w4g32, tower
+at w8) with a context of 4,096: estimated 481 MiB, peak 433 MiB (2026-11-24); the features of pictures that a conversation
+keeps are counted beside that, at their limit, which one picture does not reach.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from edgevlm.errors import BackendError
 from edgevlm.onnx_file import StoredTensor, stored_tensors
 from edgevlm.package import Package
 from edgevlm.pictures import DEFAULT_CACHE_BYTES
+from edgevlm.spec import CompiledEntry
 
 RUNTIME_BYTES = 64 << 20
 """Interpreter, numpy and onnxruntime; used when the resident size of this process cannot be read."""
@@ -27,6 +29,25 @@ LIBRARY_BYTES = 48 << 20
 _FLOAT_BYTES = 4
 _LIVE_WIDE_TENSORS, _LIVE_HIDDEN_TENSORS = 3, 8
 """Activations alive at once in a block: gate, up and their product; residual, norm, q, k, v and outputs."""
+
+
+_NATIVE_KV_BITS = (8, 8)
+_CACHE_BLOCK = 64
+"""The engine's cache holds a multiple of this many tokens."""
+_SCORED_ROWS = 16
+"""Rows of logits that the engine has room for."""
+_TOKENIZER_FACTOR = 22
+"""Resident bytes of a loaded tokenizer over the bytes of tokenizer.json: 21 for Qwen2.5's, measured 2026-11-25."""
+_NATIVE_TILE_BYTES_PER_PIXEL = 96
+"""The tower's arena: DINOv2-S at 224 px takes 45 bytes a pixel, SigLIP-B/16 at 512 px 70 (2026-11-25)."""
+
+
+@dataclass(frozen=True)
+class NativeChoice:
+    """What the native engine would open."""
+
+    compiled: CompiledEntry
+    kv_bits: Sequence[tuple[int, int]] | None
 
 
 @dataclass(frozen=True)
@@ -110,13 +131,49 @@ def estimate_memory(package: Package, context: int) -> MemoryEstimate:
     return MemoryEstimate(process, table, packed, loading, kv, language, tower, vision, pictures)
 
 
-def check_memory(package: Package, context: int, budget_bytes: int | None) -> MemoryEstimate:
-    """Returns the estimate.
+def estimate_native_memory(
+    package: Package, context: int, compiled: CompiledEntry, kv_bits: Sequence[tuple[int, int]] | None
+) -> MemoryEstimate:
+    """Returns what the native engine takes: its files mapped as they are, a cache of codes, and planned scratch.
+
+    Measured on Qwen2.5-Coder-1.5B at w4g32 with a context of 4,096: estimated 1,184 MB, peak 1,078 MB (2026-11-25).
+    """
+    decoder, processor = package.manifest.decoder, package.manifest.processor
+    sizes = {entry.path: entry.size_bytes for entry in package.manifest.files}
+    slots = decoder.num_key_value_heads * (-(-context // _CACHE_BLOCK) * _CACHE_BLOCK)
+    kv = 0
+    for bits in kv_bits or [_NATIVE_KV_BITS] * decoder.num_hidden_layers:
+        per_channel = sum(4.0 if part == 16 else part / 8 for part in bits)
+        kv += int(slots * (decoder.head_dim * per_channel + 2 * _FLOAT_BYTES))
+    rows = _SCORED_ROWS * decoder.vocab_size + PREFILL_CHUNK_TOKENS * _LIVE_HIDDEN_TENSORS * decoder.hidden_size
+    vision = vision_activations = pictures = 0
+    if processor is not None:
+        if compiled.vision:
+            vision = sizes[compiled.vision]
+        else:
+            graphs = [graph for graph in package.manifest.graphs if graph.name == "vision_encoder"]
+            vision = 2 * sum(sizes[path] for graph in graphs for path in graph.data)
+        vision_activations = TILE_BATCHES[0] * _NATIVE_TILE_BYTES_PER_PIXEL * processor.tile_px**2
+        pictures = DEFAULT_CACHE_BYTES
+    tokenizer = _TOKENIZER_FACTOR * sizes.get("tokenizer.json", 0)
+    process = (resident_bytes() or RUNTIME_BYTES) + tokenizer
+    return MemoryEstimate(
+        process, 0, sizes[compiled.weights], 0, kv, rows * _FLOAT_BYTES, vision, vision_activations, pictures
+    )
+
+
+def check_memory(
+    package: Package, context: int, budget_bytes: int | None, native: NativeChoice | None = None
+) -> MemoryEstimate:
+    """Returns the estimate: of the native engine when `native` says what it opens, of onnxruntime otherwise.
 
     Raises BackendError with the numbers when it is above `budget_bytes`, or, without a budget, above what the machine
     and the cgroup have left.
     """
-    estimate = estimate_memory(package, context)
+    if native is None:
+        estimate = estimate_memory(package, context)
+    else:
+        estimate = estimate_native_memory(package, context, native.compiled, native.kv_bits)
     advice = "load with a smaller context or export with fewer bits"
     if budget_bytes is not None and estimate.total_bytes > budget_bytes:
         raise BackendError(

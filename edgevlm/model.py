@@ -19,7 +19,7 @@ from edgevlm.backends.session import Float32, MemoryReport, Session
 from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.generate import Chunk, GenerationOptions, PictureRun, Prompt, Response, TokenLoop, generation_options
 from edgevlm.image import ImageSource, load_image
-from edgevlm.memory import MemoryEstimate, check_memory
+from edgevlm.memory import MemoryEstimate, NativeChoice, check_memory
 from edgevlm.package import Package, open_package
 from edgevlm.pictures import Picture, PictureEncoder
 from edgevlm.prompt import ChatTemplate, ImageRun, build_segments
@@ -50,40 +50,38 @@ def load(
     """Returns the model in `package_dir`, ready for questions.
 
     `context` is the number of tokens held (default: the package's); `fit` lowers the number of picture tiles where a
-    prompt would not fit. `kv_bits` is (bits of keys, bits of values) of the native backend's cache, for all layers or one
-    pair per layer: 4 or 8 each, or (16, 16) for float. Raises PackageError for a package that cannot be trusted, BackendError when the memory that
-    the package needs is above `memory_budget_bytes` or what the machine has left.
+    prompt would not fit. `kv_bits` is (bits of keys, bits of values) of the native backend's cache, for all layers or
+    one pair per layer: 4 or 8 each, or (16, 16) for float. Raises PackageError for a package that cannot be trusted,
+    BackendError when the memory that the package needs is above `memory_budget_bytes` or what the machine has left.
     """
     if backend not in BACKENDS:
         raise UsageError(f"backend is {backend!r}, expected one of: {', '.join(BACKENDS)}")
     package = open_package(package_dir)
     if package.manifest.decoder.position_rank != 1:
         raise UnsupportedModelError(f"{package.path}: positions of rank 3 (M-RoPE) are not implemented by the loop")
-    estimate = check_memory(package, check_context(package, context), memory_budget_bytes)
-    session = _session(package, backend, context, threads, kv_bits)
+    native = _native_choice(package, backend, kv_bits)
+    capacity = check_context(package, context)
+    estimate = check_memory(package, capacity, memory_budget_bytes, native)
+    session: Session
+    if backend == "onnx" or (backend == "auto" and native is None):
+        session = OnnxSession(package, context=context, threads=threads)
+    else:
+        session = NativeSession(package, context=capacity, threads=threads, kv_bits=native.kv_bits if native else None)
     return Model(package, session, estimate=estimate, fit=fit)
 
 
-def _session(
-    package: Package,
-    backend: str,
-    context: int | None,
-    threads: int | None,
-    kv_bits: tuple[int, int] | list[tuple[int, int]] | None,
-) -> Session:
-    """The native engine where the package is compiled for this machine and the library is there, else onnxruntime."""
-    if backend == "auto":
-        backend = "native" if package.compiled(host_arch()) and library_path().exists() else "onnx"
-    if backend == "onnx":
-        if kv_bits is not None:
+def _native_choice(
+    package: Package, backend: str, kv_bits: tuple[int, int] | list[tuple[int, int]] | None
+) -> NativeChoice | None:
+    """The native engine where the package is compiled for this machine and the library is there, else None."""
+    compiled = package.compiled(host_arch())
+    if backend == "onnx" or compiled is None or (backend == "auto" and not library_path().exists()):
+        if kv_bits is not None and backend != "native":
             raise UsageError("kv_bits is for the native backend; onnxruntime keeps a float cache")
-        return OnnxSession(package, context=context, threads=threads)
-    table = None if kv_bits is None else _per_layer(kv_bits, package.manifest.decoder.num_hidden_layers)
-    return NativeSession(package, context=check_context(package, context), threads=threads, kv_bits=table)
-
-
-def _per_layer(kv_bits: tuple[int, int] | list[tuple[int, int]], n_layers: int) -> list[tuple[int, int]]:
-    return kv_bits if isinstance(kv_bits, list) else [kv_bits] * n_layers
+        return None
+    if kv_bits is None or isinstance(kv_bits, list):
+        return NativeChoice(compiled, kv_bits)
+    return NativeChoice(compiled, [kv_bits] * package.manifest.decoder.num_hidden_layers)
 
 
 class Model:

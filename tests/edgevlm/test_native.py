@@ -276,3 +276,22 @@ def test_the_cache_form_is_an_option_of_load(package: Package) -> None:
         load(package.path, backend="onnx", kv_bits=(8, 8))
     with pytest.raises(UsageError, match="kv_bits has 3 layers"):
         load(package.path, backend="native", kv_bits=[(8, 8)] * 3)
+
+
+def test_the_native_estimate_holds(package: Package) -> None:
+    """The cache to the byte, and the weights as they are mapped: not onnxruntime's packed copies and float cache."""
+    with (
+        load(package.path, backend="native", context=256) as native,
+        load(package.path, backend="onnx", context=256) as onnx,
+    ):
+        estimate = native.memory_estimate
+        assert isinstance(native.session, NativeSession)
+        assert estimate.packed_bytes == native.session.memory().weights_bytes
+        layers = package.manifest.decoder
+        slots = layers.num_key_value_heads * 256 * N_LAYERS
+        assert estimate.kv_bytes == slots * (2 * layers.head_dim + 8)
+        assert estimate.kv_bytes < onnx.memory_estimate.kv_bytes / 3
+    with load(package.path, backend="native", context=256, kv_bits=(8, 4)) as narrow:
+        assert narrow.memory_estimate.kv_bytes == slots * (1.5 * layers.head_dim + 8)
+    with pytest.raises(BackendError, match="memory budget"):
+        load(package.path, backend="native", memory_budget_bytes=1 << 20)
