@@ -3,8 +3,8 @@
 With onnxruntime the estimate is an upper bound on the peak resident size: the copies that it packs for its kernels, the
 cache at full context, the tower loaded beside it, and the largest activations of a prefill chunk and of a batch of
 tiles. It reads the manifest and the ONNX headers, never the weights. Measured on the demo model (135M at w4g32, tower
-at w8) with a context of 4,096: estimated 481 MiB, peak 433 MiB (2026-11-24); the features of pictures that a conversation
-keeps are counted beside that, at their limit, which one picture does not reach.
+at w8) with a context of 4,096: estimated 481 MiB, peak 433 MiB (2026-11-24); the features of pictures that a
+conversation keeps are counted beside that, at their limit, which one picture does not reach.
 """
 
 from __future__ import annotations

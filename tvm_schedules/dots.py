@@ -66,6 +66,33 @@ def _maddubs_signed(acc: Expr, w: Expr, x: Expr) -> Expr:
     return acc + _madd_pairs(magnitude, tirx.Select(negative, zero - x, x))
 
 
+SHORT_K = 32
+"""Consecutive k whose products of 4-bit codes sum up in 16 bits: 16 pairs of at most 2 * 15 * 127, 30480 in all."""
+
+
+def short_dot(variant: Variant, bits: int) -> tuple[DotFunction, DotFunction] | None:
+    """Returns `add(acc16, w, x)` and `fold(acc32, acc16, ones)` where sums of SHORT_K in 16 bits are cheaper, or None.
+
+    Without VNNI a dot product is two multiplications; summing the first one's 16-bit pairs leaves the second to once a
+    run of SHORT_K.
+    """
+    return (_maddubs_pairs, _fold_pairs) if (variant.dot, bits) == ("maddubs256", 4) else None
+
+
+def _maddubs_pairs(acc: Expr, w: Expr, x: Expr) -> Expr:
+    from tvm import tirx
+
+    return acc + tirx.call_llvm_pure_intrin(
+        "int16x16", "llvm.x86.avx2.pmadd.ub.sw", tirx.reinterpret("int8x32", w), x
+    )
+
+
+def _fold_pairs(acc: Expr, pairs: Expr, ones: Expr) -> Expr:
+    from tvm import tirx
+
+    return acc + tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ones)
+
+
 PairDot = Callable[[Expr, Expr, Expr, list[Expr]], Expr]
 
 

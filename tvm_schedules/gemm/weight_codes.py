@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_schedules.dots import dot_function
+from tvm_schedules.dots import SHORT_K, dot_function, short_dot
 from tvm_schedules.layouts import COLUMNS, QUAD
 from tvm_schedules.targets import Tile, Variant
 from tvm_schedules.vectors import silu
@@ -30,6 +30,8 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
     from tvm.script import tirx as T
 
     dot, offset = dot_function(variant, bits)
+    short = short_dot(variant, bits)
+    short_add, short_fold = short or (None, None)
     lanes, rows, blocks, at_once = variant.lanes, tile.rows, tile.blocks, tile.vectors
     parts = COLUMNS // lanes
     """Vectors in a block of 16 columns."""
@@ -39,12 +41,15 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
     part_bytes = lanes * QUAD
     nibbles = 8 // bits
     """Quads of k that one weight byte carries."""
-    group_runs = group // QUAD // nibbles
+    group_runs, short_runs = group // QUAD // nibbles, SHORT_K // QUAD // nibbles
     acc_type, int_type = f"float32x{lanes}", f"int32x{lanes}"
 
     def broadcast_quad(buffer: Any, offset_: Any) -> Any:
         quad = tirx.reinterpret("int32", buffer.vload([offset_], "int8x4"))
         return tirx.reinterpret(f"int8x{part_bytes}", tirx.Broadcast(quad, lanes))
+
+    def quad(row_tile: Any, groups: Any, g: Any, r: Any, half: Any, m: Any) -> Any:
+        return (((row_tile * groups + g) * group_runs + r) * nibbles + half) * rows * QUAD + m * QUAD
 
     def weight_run(block: Any, vector: Any, groups: Any, g: Any, r: Any) -> Any:
         return (((block + vector // parts) * groups + g) * group_runs + r) * run + vector % parts * part_bytes
@@ -86,6 +91,7 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
         Y = T.decl_buffer((row_tiles * rows * n,), "float32", data=y_ptr)
         total = T.alloc_buffer((rows, vectors, lanes), "float32")
         dots = T.alloc_buffer((rows, at_once, lanes), "int32")
+        pairs = T.alloc_buffer((rows, at_once, 2 * lanes), "int16")
         for tile_index in T.serial((block_end - block_begin) // blocks):
             block = block_begin + tile_index * blocks
             for row_tile in T.serial(row_tiles):
@@ -104,17 +110,43 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
                                     Z, per_group(block, s * at_once + i, k // group, g),
                                     XZ[(row_tile * (k // group) + g) * rows + m],
                                 )
-                        for r in T.unroll(group_runs):
-                            for half in T.unroll(nibbles):
+                        if short is None:
+                            for r in T.unroll(group_runs):
+                                for half in T.unroll(nibbles):
+                                    for i in T.unroll(at_once):
+                                        for m in T.unroll(rows):
+                                            dots[m, i, T.ramp(0, 1, lanes)] = dot(
+                                                dots[m, i, T.ramp(0, 1, lanes)],
+                                                codes(W, weight_run(block, s * at_once + i, k // group, g, r), half),
+                                                broadcast_quad(X, quad(row_tile, k // group, g, r, half, m)),
+                                            )
+                        else:
+                            for part in T.unroll(group // SHORT_K):
                                 for i in T.unroll(at_once):
                                     for m in T.unroll(rows):
-                                        dots[m, i, T.ramp(0, 1, lanes)] = dot(
-                                            dots[m, i, T.ramp(0, 1, lanes)],
-                                            codes(W, weight_run(block, s * at_once + i, k // group, g, r), half),
-                                            broadcast_quad(
-                                                X, (((row_tile * (k // group) + g) * group_runs + r) * nibbles + half)
-                                                * rows * QUAD + m * QUAD,
-                                            ),
+                                        pairs[m, i, T.ramp(0, 1, 2 * lanes)] = T.broadcast(T.int16(0), 2 * lanes)
+                                for r in T.unroll(short_runs):
+                                    for half in T.unroll(nibbles):
+                                        for i in T.unroll(at_once):
+                                            for m in T.unroll(rows):
+                                                pairs[m, i, T.ramp(0, 1, 2 * lanes)] = short_add(
+                                                    pairs[m, i, T.ramp(0, 1, 2 * lanes)],
+                                                    codes(
+                                                        W,
+                                                        weight_run(
+                                                            block, s * at_once + i, k // group, g, part * short_runs + r
+                                                        ),
+                                                        half,
+                                                    ),
+                                                    broadcast_quad(
+                                                        X, quad(row_tile, k // group, g, part * short_runs + r, half, m)
+                                                    ),
+                                                )
+                                for i in T.unroll(at_once):
+                                    for m in T.unroll(rows):
+                                        dots[m, i, T.ramp(0, 1, lanes)] = short_fold(
+                                            dots[m, i, T.ramp(0, 1, lanes)], pairs[m, i, T.ramp(0, 1, 2 * lanes)],
+                                            T.broadcast(T.int16(1), 2 * lanes),
                                         )
                         for i in T.unroll(at_once):
                             for m in T.unroll(rows):
