@@ -28,6 +28,12 @@ def dot_function(variant: Variant, bits: int) -> tuple[DotFunction, int]:
         ("vpdpbusd256", 8): (_vpdpbusd(8), 128),
         ("maddubs256", 4): (_maddubs, 8),
         ("maddubs256", 8): (_maddubs_signed, 0),
+        ("smmla", 4): (_arm64_dot(_sdot), 8),
+        ("smmla", 8): (_arm64_dot(_sdot, centre=True), 0),
+        ("sdot", 4): (_arm64_dot(_sdot), 8),
+        ("sdot", 8): (_arm64_dot(_sdot, centre=True), 0),
+        ("smull", 4): (_arm64_dot(_smull), 8),
+        ("smull", 8): (_arm64_dot(_smull, centre=True), 0),
     }
     return table[variant.dot, bits]
 
@@ -91,6 +97,46 @@ def _fold_pairs(acc: Expr, pairs: Expr, ones: Expr) -> Expr:
     from tvm import tirx
 
     return acc + tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ones)
+
+
+def _lanes(vectors: list[Expr], begin: int, end: int) -> Expr:
+    from tvm import tirx
+
+    return tirx.Shuffle(vectors, [tirx.const(lane, "int32") for lane in range(begin, end)])
+
+
+def _arm64_dot(dot: DotFunction, *, centre: bool = False) -> DotFunction:
+    """Sixteen lanes as four registers. Codes below 128 are signed as they are; `centre` makes others so."""
+    from tvm import tirx
+
+    def four(acc: Expr, w: Expr, x: Expr) -> Expr:
+        if centre:
+            w = w ^ tirx.Broadcast(tirx.const(128, "uint8"), 64)
+        w, x = tirx.reinterpret("int8x64", w), tirx.reinterpret("int8x64", x)
+        quarters = [
+            dot(_lanes([acc], 4 * i, 4 * i + 4), _lanes([w], 16 * i, 16 * i + 16), _lanes([x], 16 * i, 16 * i + 16))
+            for i in range(4)
+        ]
+        return _lanes(quarters, 0, 16)
+
+    return four
+
+
+def _sdot(acc: Expr, w: Expr, x: Expr) -> Expr:
+    from tvm import tirx
+
+    return tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, w, x)
+
+
+def _smull(acc: Expr, w: Expr, x: Expr) -> Expr:
+    """Products of 8 bits fit 16; they are added in pairs, and the pairs in pairs."""
+    from tvm import tirx
+
+    pairs = []
+    for half in range(2):
+        a, b = (tirx.Cast("int16x8", _lanes([v], 8 * half, 8 * half + 8)) for v in (w, x))
+        pairs.append(tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", a * b))
+    return acc + tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp.v4i32", *pairs)
 
 
 PairDot = Callable[[Expr, Expr, Expr, list[Expr]], Expr]

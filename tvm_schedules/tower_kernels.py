@@ -6,12 +6,13 @@ from typing import Any
 
 from tvm_schedules.attention import tower as attention
 from tvm_schedules.elementwise.norm_rows import norm_rows
+from tvm_schedules.gemm import tower_arm64
 from tvm_schedules.gemm.patches import patch_gemm
 from tvm_schedules.gemm.tower import Epilogue, tower_gemm
 from tvm_schedules.layouts import COLUMNS
 from tvm_schedules.targets import Variant
 
-TOWER_ARCHS = ("x86_64",)
+TOWER_ARCHS = ("x86_64", "arm64")
 """Architectures whose activation layout the tower's kernels read."""
 TOWER_HEAD_DIMS = (64, 72)
 TOWER_GROUPS = (32, 64, 128)
@@ -19,22 +20,25 @@ EPILOGUES: tuple[Epilogue, ...] = ("add", "gelu", "gelu_tanh")
 LINEAR_ROWS = 4
 """Rows of a linear's register tile, for all variants; the engine's EV_LINEAR_ROWS. 4 x 4 blocks beat 8 x 2 by 1-3 %."""
 PATCH_BLOCKS = 2
-"""Blocks of 16 columns of the patch embedding's register tile."""
+"""Blocks of 16 columns of the patch embedding's register tile; one on arm64."""
 
 
 def tower_kernels(variant: Variant) -> dict[str, Any]:
     """Returns name → PrimFunc. Patches and attention take row tiles of the variant's prefill tile."""
-    rows = variant.prefill_tile.rows
+    rows, arm64 = variant.prefill_tile.rows, variant.arch == "arm64"
     linear_blocks = 4 if variant.lanes == COLUMNS else 1
     kernels: dict[str, Any] = {
         "tower_norm": norm_rows(variant),
-        "tower_patches": patch_gemm(variant, rows, PATCH_BLOCKS),
+        "tower_patches": patch_gemm(variant, rows, 1 if arm64 else PATCH_BLOCKS),
         "tower_statistics": attention.statistics(variant),
     }
     for group in TOWER_GROUPS:
         for epilogue in EPILOGUES:
-            name = f"tower_gemm_{epilogue}_g{group}"
-            kernels[name] = tower_gemm(variant, LINEAR_ROWS, linear_blocks, group, epilogue)
+            kernels[f"tower_gemm_{epilogue}_g{group}"] = (
+                tower_arm64.tower_gemm(variant, LINEAR_ROWS, group, epilogue)
+                if arm64
+                else tower_gemm(variant, LINEAR_ROWS, linear_blocks, group, epilogue)
+            )
     for head_dim in TOWER_HEAD_DIMS:
         kernels[f"tower_pack_e{head_dim}"] = attention.pack(variant, head_dim, rows)
         kernels[f"tower_attend_e{head_dim}"] = attention.attend(variant, head_dim, rows)

@@ -82,12 +82,12 @@ static void lay_out(ev_tower *tower, ev_layout *layout) {
         case EV_OP_PATCHES: scratch = larger(scratch, EV_PATCH_TILES * tile_rows * op->k); break;
         case EV_OP_QUANTISE:
             bytes = larger(bytes, all_rows * op->k);
-            groups = larger(groups, all_rows * (op->k / op->group));
+            groups = larger(groups, all_rows * (op->k / op->group) * model->variant->row_copies);
             break;
         case EV_OP_LINEAR:
             if (!(op->flags & (EV_FLAG_GELU | EV_FLAG_GELU_TANH))) break;
             bytes = larger(bytes, all_rows * op->window);
-            groups = larger(groups, all_rows * (op->window / op->head_dim));
+            groups = larger(groups, all_rows * (op->window / op->head_dim) * model->variant->row_copies);
             break;
         case EV_OP_ATTEND_ALL:
             rows = larger(rows, op->heads * padded);

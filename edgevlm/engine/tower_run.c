@@ -85,10 +85,11 @@ static void quantise_task(void *argument, int32_t part, int32_t n_parts) {
 
 /* Rows of the last register tile beyond the real ones get scale 0, so that they add nothing. */
 static void clear_padding(const ev_tower_job *job) {
-    const int64_t count = (int64_t)(job->op->k / job->op->group) * EV_LINEAR_ROWS, first = (job->row_tiles - 1) * count;
+    const ev_variant *variant = job->tower->model->variant;
+    const int64_t count = (int64_t)(job->op->k / job->op->group) * EV_LINEAR_ROWS * variant->row_copies, first = (job->row_tiles - 1) * count;
     if (job->row_tiles * EV_LINEAR_ROWS == job->rows) return;
     memset(job->tower->codes[0].scales + first, 0, (size_t)count * sizeof(float));
-    memset(job->tower->codes[0].sums + first, 0, (size_t)count * sizeof(int32_t));
+    for (int64_t i = 0; i < count; ++i) job->tower->codes[0].sums[first + i] = variant->empty_sum;
 }
 
 static void norm_task(void *argument, int32_t part, int32_t n_parts) {
@@ -160,10 +161,9 @@ static void gelu_task(void *argument, int32_t part, int32_t n_parts) {
                                                  (const uint16_t *)ev_tower_floats(tower, op->scales), codes->codes, codes->scales, codes->sums,
                                                  ev_tower_floats(tower, op->bias), strip, op->n, op->k, wanted, 0, tile, tile + 1, column / 16,
                                                  (column + wanted) / 16);
-            const int64_t place = (int64_t)tile * groups + column / op->head_dim;
+            const int64_t place = ((int64_t)tile * groups + column / op->head_dim) * EV_LINEAR_ROWS * tower->model->variant->row_copies;
             ((ev_quantise_fn)job->kernels->prefill)(strip, NULL, NULL, made->codes + ((int64_t)tile * op->window + column) * EV_LINEAR_ROWS,
-                                                    made->scales + place * EV_LINEAR_ROWS, made->sums + place * EV_LINEAR_ROWS, wanted, EV_LINEAR_ROWS, 0.0f, 0,
-                                                    EV_LINEAR_ROWS);
+                                                    made->scales + place, made->sums + place, wanted, EV_LINEAR_ROWS, 0.0f, 0, EV_LINEAR_ROWS);
         }
     }
 }

@@ -1,4 +1,4 @@
-"""`limits` for arm64: integer dot products on registers alone, with the instruction that the variant's GEMM lives on."""
+"""`limits` for arm64: integer dot products on registers alone, with the instruction of the variant's GEMM."""
 
 from __future__ import annotations
 

@@ -3,36 +3,28 @@
 Two rows or more: the codes of a block of 16 columns are unpacked to bytes once (`quad_dots`), a piece of K at a time,
 and all row tiles read that panel; their float sums are carried between the pieces. One row: codes are unpacked in
 registers on their way from memory.
-
-An integer accumulator begins at MAGIC, so that one float subtraction converts it: `scvtf` takes two cycles of the two
-pipes that have it, a subtraction one of any pipe.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tvm_schedules.gemm.quad_dots import (
-    PAIR_BYTES,
-    QUAD,
-    RUN_BYTES,
-    add_pairs,
-    codes,
-    column_sum,
-    sdot,
-    shuffle,
-    tile_dots,
+from tvm_schedules.gemm.panel_arm64 import (
+    PANEL_K,
+    QUADS,
+    Panel,
+    as_float,
+    from_middle,
+    sequence,
+    splat4,
+    to_float,
 )
+from tvm_schedules.gemm.quad_dots import PAIR_BYTES, QUAD, RUN_BYTES, add_pairs, codes, column_sum, sdot, tile_dots
 from tvm_schedules.layouts import COLUMNS, EIGHT, MAGIC
 from tvm_schedules.targets import Tile, Variant
 from tvm_schedules.vectors import silu
 
 Expr = Any
-QUADS = COLUMNS // QUAD
-PANEL_K = 512
-"""k of one panel: 8 kB of bytes and 2-4 kB of scales stay in the first-level cache beside 128 rows' sums."""
-PANEL_ROWS = 128
-MAGIC_FLOAT = 12582912.0
 
 
 def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, swiglu: bool = False) -> Any:
@@ -42,107 +34,14 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
     return _many_rows(variant, tile.rows, bits, group, zero_point, swiglu)
 
 
-def sequence(statements: list[Expr]) -> Expr:
-    """One statement of several, or the only one itself."""
-    from tvm import tirx
-
-    return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
-
-
-def _splat4(value: Expr) -> Expr:
-    from tvm import tirx
-
-    return tirx.Broadcast(value, 4)
-
-
-def _as_float(total: Expr) -> Expr:
-    """The float value of an accumulator that began at MAGIC."""
-    from tvm import tirx
-
-    return tirx.reinterpret("float32x4", total) - _splat4(tirx.const(MAGIC_FLOAT, "float32"))
-
-
-def _from_middle(zeros: Expr) -> Expr:
-    """8 - zero point: what the sum of x is to be multiplied with, since accumulators begin at -8 of it."""
-    from tvm import tirx
-
-    return _splat4(tirx.const(8, "int32")) - tirx.Cast("int32x4", zeros)
-
-
 def _many_rows(variant: Variant, rows: int, bits: int, group: int, zero_point: bool, swiglu: bool) -> Any:
-    from tvm import tirx
     from tvm.script import tirx as T
 
-    form = tile_dots(variant, rows, bits)
-    count = form.accumulators
-    nibbles = 8 // bits
+    tile = Panel(tile_dots(variant, rows, bits), bits, group, zero_point)
+    count, nibbles = tile.form.accumulators, tile.nibbles
     parts = 2 if swiglu else 1
-    panel_groups = PANEL_K // group
-    scale_vectors = len(form.scale_lanes)
-    batch_tiles = PANEL_ROWS // rows
-    quad_bytes = PANEL_K * QUAD
-    quad_scales = panel_groups * scale_vectors * 4
-    tile_sums = QUADS * count * 4
-
-    def unpack(packed: Expr, packed_base: Expr, panel: Expr, panel_base: Expr) -> Expr:
-        """Statements that unpack one run of one quad of columns."""
-        raw = [packed.vload([packed_base + pair * PAIR_BYTES], "uint8x16") for pair in range(2)]
-        statements = []
-        for half in range(nibbles):
-            for index, vector in enumerate(form.unpacked([codes(pair, bits, half, 16) for pair in raw])):
-                place = panel_base + (half * 2 + index) * PAIR_BYTES
-                statements.append(tirx.BufferStore(panel, vector, [tirx.Ramp(place, 1, 16)]))
-        return sequence(statements)
-
-    def expand(source: Expr, source_base: Expr, target: Expr, target_base: Expr, convert: Any) -> Expr:
-        """Statements that spread one value per column over the lanes of the accumulators' scale vectors."""
-        value = convert(source.vload([source_base], f"{source.dtype}x4"))
-        return sequence([
-            tirx.BufferStore(target, shuffle([value], list(lanes)), [tirx.Ramp(target_base + index * 4, 1, 4)])
-            for index, lanes in enumerate(form.scale_lanes)
-        ])  # fmt: skip
-
-    def to_float(scales: Expr) -> Expr:
-        return tirx.Cast("float32x4", scales)
-
-    def begin(dots: Expr, sums: Expr, sums_base: Expr, zeros: Expr, zeros_base: Expr) -> Expr:
-        statements = []
-        for a in range(count):
-            value = _splat4(tirx.const(MAGIC, "int32"))
-            if bits == 4:
-                value = form.row_values(sums, sums_base, a)
-            if zero_point:
-                eightfold = _splat4(tirx.const(MAGIC, "int32")) - form.row_values(sums, sums_base, a)
-                middle = zeros.vload([zeros_base + form.scale_vector(a) * 4], "int32x4")
-                value = value + tirx.shift_right(eightfold * middle, _splat4(tirx.const(3, "int32")))
-            statements.append(tirx.BufferStore(dots, value, [tirx.Ramp(a * 4, 1, 4)]))
-        return sequence(statements)
-
-    def multiply_group(dots: Expr, panel: Expr, panel_base: Expr, x: Expr, x_base: Expr) -> Expr:
-        return sequence([
-            tirx.BufferStore(dots, update(dots.vload([a * 4], "int32x4")), [tirx.Ramp(a * 4, 1, 4)])
-            for a, update in form.steps(panel, panel_base, x, x_base, group)
-        ])  # fmt: skip
-
-    def add_scaled(total: Expr, dots: Expr, scales: Expr, scales_base: Expr, x_scales: Expr, x_base: Expr) -> Expr:
-        statements = []
-        for a in range(count):
-            scale = scales.vload([scales_base + form.scale_vector(a) * 4], "float32x4")
-            value = _as_float(dots.vload([a * 4], "int32x4")) * (scale * form.row_values(x_scales, x_base, a))
-            old = total.vload([a * 4], "float32x4")
-            statements.append(tirx.BufferStore(total, old + value, [tirx.Ramp(a * 4, 1, 4)]))
-        return sequence(statements)
-
-    def move(source: Expr, source_base: Expr, target: Expr, target_base: Expr, row: Expr, *, spread: bool) -> Expr:
-        """Statements that move a row's 4 columns from the accumulators' order to the row's, or back with `spread`."""
-        statements = []
-        for place, column, width in form.pieces(row):
-            read, write = (column, place) if spread else (place, column)
-            dtype = f"float32x{width}"
-            zero = tirx.Broadcast(tirx.const(0.0, "float32"), width)
-            value = zero if source is None else source.vload([source_base + read], dtype)
-            statements.append(tirx.BufferStore(target, value, [tirx.Ramp(target_base + write, 1, width)]))
-        return sequence(statements)
+    batch_tiles, quad_sums = tile.batch_tiles, tile.quad_sums
+    quad_bytes, quad_scales, scale_step = tile.quad_bytes, tile.quad_scales, tile.scale_step
 
     @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def kernel(
@@ -163,7 +62,7 @@ def _many_rows(variant: Variant, rows: int, bits: int, group: int, zero_point: b
         panel = T.alloc_buffer((QUADS * quad_bytes,), "int8")
         scales = T.alloc_buffer((QUADS * quad_scales,), "float32")
         middles = T.alloc_buffer((QUADS * quad_scales,), "int32")
-        carry = T.alloc_buffer((parts * batch_tiles * tile_sums,), "float32")
+        carry = T.alloc_buffer((parts * batch_tiles * QUADS * quad_sums,), "float32")
         dots = T.alloc_buffer((count * 4,), "int32")
         total = T.alloc_buffer((count * 4,), "float32")
         line = T.alloc_buffer((parts * COLUMNS,), "float32")
@@ -178,21 +77,21 @@ def _many_rows(variant: Variant, rows: int, bits: int, group: int, zero_point: b
                             for m in T.unroll(rows):
                                 if has_bias != 0:
                                     T.add_to_parent(
-                                        move(BIAS, block * COLUMNS + q * QUAD, carry,
-                                             ((part * batch_tiles + t) * QUADS + q) * (count * 4), m, spread=True)
+                                        tile.from_row(BIAS, block * COLUMNS + q * QUAD, carry,
+                                                          ((part * batch_tiles + t) * QUADS + q) * quad_sums, m)
                                     )
                                 else:
                                     T.add_to_parent(
-                                        move(None, 0, carry, ((part * batch_tiles + t) * QUADS + q) * (count * 4), m,
-                                             spread=True)
+                                        tile.from_row(None, 0, carry,
+                                                          ((part * batch_tiles + t) * QUADS + q) * quad_sums, m)
                                     )
                     for piece in T.serial((k + PANEL_K - 1) // PANEL_K):
                         piece_k: T.int32 = T.min(k - piece * PANEL_K, PANEL_K)
-                        first_group: T.int32 = piece * panel_groups
+                        first_group: T.int32 = piece * tile.groups
                         for run in T.serial(piece_k // EIGHT // nibbles):
                             for q in T.unroll(QUADS):
                                 T.add_to_parent(
-                                    unpack(
+                                    tile.unpack(
                                         W, (block * (k // EIGHT // nibbles) + piece * (PANEL_K // EIGHT // nibbles)
                                             + run) * RUN_BYTES + q * 2 * PAIR_BYTES,
                                         panel, q * quad_bytes + run * nibbles * 2 * PAIR_BYTES,
@@ -201,30 +100,30 @@ def _many_rows(variant: Variant, rows: int, bits: int, group: int, zero_point: b
                         for g in T.serial(piece_k // group):
                             for q in T.unroll(QUADS):
                                 T.add_to_parent(
-                                    expand(S, (block * (k // group) + first_group + g) * COLUMNS + q * QUAD, scales,
-                                           q * quad_scales + g * scale_vectors * 4, to_float)
+                                    tile.spread(S, (block * (k // group) + first_group + g) * COLUMNS + q * QUAD,
+                                                scales, q * quad_scales + g * scale_step, to_float)
                                 )
                                 if zero_point:
                                     T.add_to_parent(
-                                        expand(Z, (block * (k // group) + first_group + g) * COLUMNS + q * QUAD,
-                                               middles, q * quad_scales + g * scale_vectors * 4, _from_middle)
+                                        tile.spread(Z, (block * (k // group) + first_group + g) * COLUMNS + q * QUAD,
+                                                    middles, q * quad_scales + g * scale_step, from_middle)
                                     )
                         for t in T.serial(tiles):
                             for q in T.serial(QUADS):
-                                place: T.int32 = ((part * batch_tiles + t) * QUADS + q) * (count * 4)
+                                place: T.int32 = ((part * batch_tiles + t) * QUADS + q) * quad_sums
                                 for a in T.unroll(count):
                                     total[T.ramp(a * 4, 1, 4)] = carry[T.ramp(place + a * 4, 1, 4)]
                                 for g in T.serial(piece_k // group):
                                     row: T.int32 = ((first_tile + t) * (k // group) + first_group + g) * rows
                                     T.add_to_parent(
-                                        begin(dots, XZ, row * 2, middles, q * quad_scales + g * scale_vectors * 4)
+                                        tile.begin(dots, XZ, row * 2, middles, q * quad_scales + g * scale_step)
                                     )
                                     T.add_to_parent(
-                                        multiply_group(dots, panel, q * quad_bytes + g * group * QUAD, X, row * group)
+                                        tile.multiply(dots, panel, q * quad_bytes + g * group * QUAD, X, row * group)
                                     )
                                     T.add_to_parent(
-                                        add_scaled(total, dots, scales, q * quad_scales + g * scale_vectors * 4, XS,
-                                                   row * 2)
+                                        tile.add_scaled(total, dots, scales, q * quad_scales + g * scale_step, XS,
+                                                        row * 2)
                                     )
                                 for a in T.unroll(count):
                                     carry[T.ramp(place + a * 4, 1, 4)] = total[T.ramp(a * 4, 1, 4)]
@@ -234,8 +133,8 @@ def _many_rows(variant: Variant, rows: int, bits: int, group: int, zero_point: b
                         for part in T.unroll(parts):
                             for q in T.unroll(QUADS):
                                 T.add_to_parent(
-                                    move(carry, ((part * batch_tiles + t) * QUADS + q) * (count * 4), line,
-                                         part * COLUMNS + q * QUAD, m, spread=False)
+                                    tile.to_row(carry, ((part * batch_tiles + t) * QUADS + q) * quad_sums, line,
+                                                    part * COLUMNS + q * QUAD, m)
                                 )
                         if swiglu:
                             Y[T.ramp(out_row * (n // 2) + (block_begin // 2 + unit) * COLUMNS, 1, COLUMNS)] = silu(
@@ -283,7 +182,7 @@ def _one_row(variant: Variant, bits: int, group: int, zero_point: bool, swiglu: 
 
     def dots_by_pairs(dots: Expr, w: Expr, w_base: Expr, x: Expr, x_base: Expr) -> Expr:
         """A register is 2 columns x 8 k: {c0 k0..3, c0 k4..7, c1 k0..3, c1 k4..7}."""
-        statements = [store(dots, pair * 4, _splat4(tirx.const(0, "int32"))) for pair in range(COLUMNS // 2)]
+        statements = [store(dots, pair * 4, splat4(tirx.const(0, "int32"))) for pair in range(COLUMNS // 2)]
         for run in range(runs):
             for pair in range(COLUMNS // 2):
                 raw = w.vload([w_base + run * RUN_BYTES + pair * PAIR_BYTES], "uint8x16")
@@ -300,13 +199,13 @@ def _one_row(variant: Variant, bits: int, group: int, zero_point: bool, swiglu: 
         first = x_sums.vload([x_place], "int32") if bits == 4 else tirx.const(MAGIC, "int32")
         statements = []
         for q in range(QUADS):
-            columns = add_pairs(dots.vload([q * 8], "int32x4"), dots.vload([q * 8 + 4], "int32x4")) + _splat4(first)
+            columns = add_pairs(dots.vload([q * 8], "int32x4"), dots.vload([q * 8 + 4], "int32x4")) + splat4(first)
             if zero_point:
                 x_sum = tirx.shift_right(tirx.const(MAGIC, "int32") - first, tirx.const(3, "int32"))
-                middle = _from_middle(zeros.vload([place + q * QUAD], "uint8x4"))
-                columns = columns + middle * _splat4(x_sum)
+                middle = from_middle(zeros.vload([place + q * QUAD], "uint8x4"))
+                columns = columns + middle * splat4(x_sum)
             scale = tirx.Cast("float32x4", s.vload([place + q * QUAD], "float16x4"))
-            value = _as_float(columns) * (scale * _splat4(x_scales.vload([x_place], "float32")))
+            value = as_float(columns) * (scale * splat4(x_scales.vload([x_place], "float32")))
             statements.append(store(total, q * 4, total.vload([q * 4], "float32x4") + value))
         return sequence(statements)
 

@@ -14,6 +14,7 @@ from tvm_schedules import layouts, reference
 from tvm_schedules.attention.cache import form_name
 from tvm_schedules.kernel_set import CODES, GROUPS, HEAD_DIMS, NORMS, code_name
 from tvm_schedules.targets import BY_NAME
+from tvm_schedules.tower_kernels import EPILOGUES, TOWER_GROUPS, TOWER_HEAD_DIMS
 
 pytestmark = pytest.mark.emulated
 
@@ -191,6 +192,9 @@ def test_the_names_above_are_all_there_are() -> None:
         for bits in FORMS:
             form = f"e{head_dim}_{form_name(*bits)}"
             tested |= {f"append_{form}", f"attend_{form}_prefill", f"attend_{form}_decode"}
+    tested |= {"tower_norm", "tower_patches", "tower_statistics"}  # test_tower_kernels.py
+    tested |= {f"tower_gemm_{epilogue}_g{group}" for epilogue in EPILOGUES for group in TOWER_GROUPS}
+    tested |= {f"tower_{kernel}_e{head_dim}" for kernel in ("pack", "attend") for head_dim in TOWER_HEAD_DIMS}
     for variant, objects in emulator.kernel_objects().items():
         assert set(objects) == tested, variant
 
