@@ -48,6 +48,15 @@ def smollm2_135m() -> Path:
 
 
 @functools.cache
+def demo_checkpoint() -> Path:
+    """The demo's composed checkpoint (SmolLM2-135M, DINOv2-S, our projector); 190 MB."""
+    directory = _cache_dir() / "edgevlm-demo"
+    if not (directory / "composed.json").exists():
+        _may_download("the demo's checkpoint", 190)
+    path: Path = _demo_fetch().fetch()
+    return path
+
+
 def qwen2_coder_0_5b() -> Path:
     """Qwen2.5-Coder-0.5B-Instruct as GGUF (Q4_K_M, 491 MB; upstream Apache-2.0)."""
     cached = _find(QWEN_NAME, QWEN_SHA256)

@@ -1,8 +1,9 @@
 /* Greedy generation through the C ABI, for tests: engine_main DIRECTORY VARIANT N_THREADS N_NEW LOGITS SEGMENT...
  *
- * VARIANT "-" leaves the choice to the library. A segment is ids:1,2,3 or features:FILE (float32 rows). Prints the
- * variant, then one token id a line; writes the logits after each token to the file LOGITS unless it is "-". The exit
- * code is the ev_status. */
+ * VARIANT "-" leaves the choice to the library. A segment is ids:1,2,3, features:FILE (float32 rows) or tiles:FILE
+ * (float32 pixels, which the vision encoder turns into features; they are written to FILE.features). Prints the variant,
+ * then one token id a line; writes the logits after each token to the file LOGITS unless it is "-". The exit code is
+ * the ev_status. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,15 +30,42 @@ static ev_segment ids_segment(const char *text) {
     return (ev_segment){ids, NULL, n};
 }
 
-static ev_segment features_segment(const char *path, int32_t hidden_size) {
+static float *read_floats(const char *path, long *count) {
     FILE *file = fopen(path, "rb");
-    if (!file || fseek(file, 0, SEEK_END)) stop("cannot open the features");
+    if (!file || fseek(file, 0, SEEK_END)) stop("cannot open a file of floats");
     const long size = ftell(file);
     rewind(file);
     float *values = malloc((size_t)size);
-    if (!values || fread(values, 1, (size_t)size, file) != (size_t)size) stop("cannot read the features");
+    if (!values || fread(values, 1, (size_t)size, file) != (size_t)size) stop("cannot read a file of floats");
     fclose(file);
-    return (ev_segment){NULL, values, (int32_t)(size / ((long)sizeof(float) * hidden_size))};
+    *count = size / (long)sizeof(float);
+    return values;
+}
+
+static ev_segment features_segment(const char *path, int32_t hidden_size) {
+    long count;
+    const float *values = read_floats(path, &count);
+    return (ev_segment){NULL, values, (int32_t)(count / hidden_size)};
+}
+
+static ev_segment tiles_segment(ev_model *model, const char *path) {
+    ev_tower *tower;
+    check(ev_tower_new(model, &tower));
+    ev_tower_info info;
+    ev_tower_info_get(tower, &info);
+    long count;
+    const float *pixels = read_floats(path, &count);
+    const int32_t n_tiles = (int32_t)(count / (3L * info.tile_px * info.tile_px));
+    const size_t n_floats = (size_t)n_tiles * (size_t)info.tokens_per_tile * (size_t)info.hidden_size;
+    float *features = malloc(n_floats * sizeof *features);
+    check(ev_encode(tower, pixels, n_tiles, features));
+    ev_tower_free(tower);
+    char name[4096];
+    snprintf(name, sizeof name, "%s.features", path);
+    FILE *file = fopen(name, "wb");
+    if (!file || fwrite(features, sizeof *features, n_floats, file) != n_floats) stop("cannot write the features");
+    fclose(file);
+    return (ev_segment){NULL, features, n_tiles * info.tokens_per_tile};
 }
 
 static int32_t largest(const float *logits, int32_t n) {
@@ -62,7 +90,8 @@ int main(int argc, char **argv) {
     for (int i = 6; i < argc; ++i) {
         if (!strncmp(argv[i], "ids:", 4)) segments[n_segments] = ids_segment(argv[i] + 4);
         else if (!strncmp(argv[i], "features:", 9)) segments[n_segments] = features_segment(argv[i] + 9, info.hidden_size);
-        else stop("a segment is ids:... or features:...");
+        else if (!strncmp(argv[i], "tiles:", 6)) segments[n_segments] = tiles_segment(model, argv[i] + 6);
+        else stop("a segment is ids:..., features:... or tiles:...");
         total += segments[n_segments++].n;
     }
     ev_context *context;

@@ -13,13 +13,14 @@ import pytest
 from edgevlm.backends.native import NativeSession
 from edgevlm.backends.native_library import NativeLibrary, host_arch, library_path
 from edgevlm.errors import BackendError, UsageError
+from edgevlm.model import load
 from edgevlm.package import Package, open_package
 from edgevlm.tokenizer import Tokenizer
 from export import probes
 from export.pipeline import ExportOptions, export_package
 from tests import tiny
 from tests.tvm_schedules.arm64 import emulator
-from tests.weights import smollm2_135m
+from tests.weights import demo_checkpoint, smollm2_135m
 from tvm_schedules.compile import compile_package
 
 pytestmark = [
@@ -140,6 +141,96 @@ def test_the_other_architecture_is_refused(package: Package) -> None:
     result = run_engine("max", package.path / "lib/x86_64", ["ids:1"])
     assert result.returncode == 3
     assert "compile the package for this target" in result.stderr
+
+
+class Recorded:
+    """A conversation's turn on this machine's engine: what engine_main needs to repeat it, and what came of it."""
+
+    def __init__(self, package: Package, question: str, picture: Path, directory: Path) -> None:
+        self.segments: list[str] = []
+        self.files: list[Path] = []
+        self.features: list[np.ndarray] = []
+        pixels: list[np.ndarray] = []
+        with load(package.path, backend="native") as model:
+            session = model.session
+            encode, prefill = session.encode, session.prefill
+
+            def encode_recorded(tiles: np.ndarray) -> np.ndarray:
+                pixels.append(np.array(tiles, np.float32))
+                self.features.append(encode(tiles))
+                return self.features[-1]
+
+            def prefill_recorded(segments: Sequence[np.ndarray], positions: np.ndarray) -> np.ndarray:
+                tiles, per_tile = np.concatenate(pixels), self.features[0].shape[1]
+                for segment in segments:
+                    if segment.ndim == 1:
+                        self.segments.append(ids_segment(segment))
+                        continue
+                    n_tiles = len(segment) // per_tile
+                    self.files.append(directory / f"tiles{len(self.files)}")
+                    self.files[-1].write_bytes(tiles[:n_tiles].tobytes())
+                    self.segments.append(f"tiles:{self.files[-1]}")
+                    tiles = tiles[n_tiles:]
+                return prefill(segments, positions)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(session, "encode", encode_recorded)
+                patch.setattr(session, "prefill", prefill_recorded)
+                response = model.generate(question, images=[picture], max_new_tokens=N_NEW, temperature=0)
+        self.tokens, self.text = list(response.token_ids), response.text
+
+
+def check_turn(package: Package, recorded: Recorded, cpu: str) -> None:
+    """The emulated engine encodes the same picture to nearly the same features and says the same."""
+    _, tokens = tokens_of(run_engine(cpu, package.path / "lib/arm64", recorded.segments))
+    assert tokens[: len(recorded.tokens)] == recorded.tokens
+    expected = np.concatenate(recorded.features)
+    found = np.concatenate([np.fromfile(f"{file}.features", np.float32) for file in recorded.files])
+    found = found.reshape(expected.shape)
+    cosines = (found * expected).sum(axis=2) / np.linalg.norm(found, axis=2) / np.linalg.norm(expected, axis=2)
+    assert cosines.min() > 0.999
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, Recorded]:
+    """A tiny bluelm_v with a picture."""
+    emulator.qemu()
+    directory = tmp_path_factory.mktemp("seeing")
+    source = tiny.make_bluelm_v(directory / "checkpoint", vision={"hidden_size": 128}, text=SIZES)
+    options = ExportOptions(scheme="w4g32", max_tiles=1, verify=False)
+    path = export_package(source, directory / "package", options)
+    for arch in ("x86_64", "arm64"):
+        compile_package(path, arch, probes.text()[:2000])
+    picture = emulator.ROOT / "assets/blue-rectangle.png"
+    return open_package(path), Recorded(open_package(path), "What is this?", picture, directory)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_pictures_are_seen_alike(seeing: tuple[Package, Recorded], cpu: str) -> None:
+    package, recorded = seeing
+    assert any(segment.startswith("tiles:") for segment in recorded.segments)
+    check_turn(package, recorded, cpu)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, Recorded]:
+    """The demo's model and its question."""
+    emulator.qemu()
+    directory = tmp_path_factory.mktemp("demo")
+    path = export_package(str(demo_checkpoint()), directory / "package", ExportOptions(max_tiles=1, verify=False))
+    for arch in ("x86_64", "arm64"):
+        compile_package(path, arch, probes.text())
+    picture = emulator.ROOT / "assets/blue-rectangle.png"
+    question = "What color is the shape?"
+    return open_package(path), Recorded(open_package(path), question, picture, directory)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
+def test_the_demo_answers_alike(demo: tuple[Package, Recorded], cpu: str) -> None:
+    package, recorded = demo
+    assert "blue" in recorded.text.lower()
+    check_turn(package, recorded, cpu)
 
 
 @pytest.fixture(scope="module")
