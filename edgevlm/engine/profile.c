@@ -130,9 +130,9 @@ ev_status ev_model_limits(ev_model *model, ev_limits *limits) {
     job.dots = (ev_limit_fn)ev_find_kernel(model, "limit_dots");
     job.read = (ev_limit_fn)ev_find_kernel(model, "limit_read");
     if (!job.dots || !job.read) return EV_ERROR_BACKEND;
-    uint8_t *buffer = aligned_alloc(64, (size_t)READ_BYTES);
-    job.out = aligned_alloc(64, (size_t)threads * 1024);
-    if (buffer && job.out) {
+    void *buffer = NULL, *out = NULL; /* posix_memalign: Android has aligned_alloc from API 28 on */
+    if (!posix_memalign(&buffer, 64, (size_t)READ_BYTES) && !posix_memalign(&out, 64, (size_t)threads * 1024)) {
+        job.out = out;
         memset(buffer, 1, (size_t)READ_BYTES);
         job.buffer = buffer;
         /* limit_dots: 12 sums, each one vector of `dot_lanes` lanes of 4 products. */
