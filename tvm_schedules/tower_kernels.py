@@ -6,6 +6,9 @@ from typing import Any
 
 from tvm_schedules.attention import tower as attention
 from tvm_schedules.elementwise.norm_rows import norm_rows
+from tvm_schedules.elementwise.quantise_rows import quantise_rows
+from tvm_schedules.elementwise.quantise_strip import ROWS as LINEAR_ROWS
+from tvm_schedules.elementwise.quantise_strip import quantise_strip
 from tvm_schedules.gemm import tower_arm64
 from tvm_schedules.gemm.patches import patch_gemm
 from tvm_schedules.gemm.tower import Epilogue, tower_gemm
@@ -17,14 +20,12 @@ TOWER_ARCHS = ("x86_64", "arm64")
 TOWER_HEAD_DIMS = (64, 72)
 TOWER_GROUPS = (32, 64, 128)
 EPILOGUES: tuple[Epilogue, ...] = ("add", "gelu", "gelu_tanh")
-LINEAR_ROWS = 4
-"""Rows of a linear's register tile, for all variants; the engine's EV_LINEAR_ROWS. 4 x 4 blocks beat 8 x 2 by 1-3 %."""
 PATCH_BLOCKS = 2
 """Blocks of 16 columns of the patch embedding's register tile; one on arm64."""
 
 
 def tower_kernels(variant: Variant) -> dict[str, Any]:
-    """Returns name → PrimFunc. Patches and attention take row tiles of the variant's prefill tile."""
+    """Returns name → PrimFunc. Patches and attention take row tiles of the variant's prefill tile, linears of 4 rows."""
     rows, arm64 = variant.prefill_tile.rows, variant.arch == "arm64"
     linear_blocks = 4 if variant.lanes == COLUMNS else 1
     kernels: dict[str, Any] = {
@@ -33,6 +34,10 @@ def tower_kernels(variant: Variant) -> dict[str, Any]:
         "tower_statistics": attention.statistics(variant),
     }
     for group in TOWER_GROUPS:
+        # Codes lie in another order on arm64.
+        kernels[f"tower_strip_g{group}"] = (
+            quantise_rows(variant, group, "none") if arm64 else quantise_strip(variant, group)
+        )
         for epilogue in EPILOGUES:
             kernels[f"tower_gemm_{epilogue}_g{group}"] = (
                 tower_arm64.tower_gemm(variant, LINEAR_ROWS, group, epilogue)

@@ -129,11 +129,11 @@ def exp2_rough(x: Expr, lanes: int) -> Expr:
     return tirx.reinterpret(f"float32x{lanes}", tirx.reinterpret(ints, polynomial) + exponent)
 
 
-def horizontal_max(x: Expr, lanes: int) -> Expr:
-    """The largest lane of a float32 vector, by halves."""
+def horizontal(x: Expr, lanes: int, combine: Combine) -> Expr:
+    """The lanes of a vector combined into one value in registers, by halves."""
     from tvm import tirx
 
     for width in halving_steps(lanes):
         low, high = ([tirx.const(start + i, "int32") for i in range(width)] for start in (0, width))
-        x = tirx.max(tirx.Shuffle([x], low), tirx.Shuffle([x], high))
+        x = combine(tirx.Shuffle([x], low), tirx.Shuffle([x], high))
     return x

@@ -38,7 +38,7 @@ ev_status ev_find_tower_kernels(const ev_model *model, const ev_op *op, ev_op_ke
     case EV_OP_NORM: FIND(single, "tower_norm"); break;
     case EV_OP_LINEAR:
         FIND(single, "tower_gemm_%s_g%d", epilogue, op->group);
-        if (op->flags & (EV_FLAG_GELU | EV_FLAG_GELU_TANH)) FIND(prefill, "quantise_none_g%d", op->head_dim);
+        if (op->flags & (EV_FLAG_GELU | EV_FLAG_GELU_TANH)) FIND(prefill, "tower_strip_g%d", op->head_dim);
         break;
     case EV_OP_ATTEND_ALL:
         FIND(prefill, "tower_statistics");

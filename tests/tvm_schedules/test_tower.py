@@ -74,6 +74,28 @@ def test_gelu_strip(compiled: tuple[Variant, ctypes.CDLL], form: str) -> None:
     assert np.abs(strip - gelu(values, other)).max() > 1e-4  # negative control
 
 
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_strip(compiled: tuple[Variant, ctypes.CDLL], group: int) -> None:
+    """Codes, scales and sums of four rows, in the order that a linear reads them."""
+    _, library = compiled
+    x = np.random.default_rng(group).standard_normal((LINEAR_ROWS, 128)).astype(np.float32)
+    x[2, :group] = 0
+    codes, scales = reference.quantise_rows(x, group)
+    found_codes = np.full((1, 128 // 4, LINEAR_ROWS, 4), 99, np.int8)
+    found_scales = np.zeros((1, 128 // group, LINEAR_ROWS), np.float32)
+    found_sums = np.zeros((1, 128 // group, LINEAR_ROWS), np.int32)
+    outputs = (pointer(found_codes), pointer(found_scales), pointer(found_sums))
+    library[f"tower_strip_g{group}"](pointer(x), None, None, *outputs, 128, LINEAR_ROWS, ctypes.c_float(0), 0, 4)
+    np.testing.assert_allclose(found_scales[0], scales.T, rtol=1e-6, atol=0)
+    expected = layouts.pack_rows(codes, LINEAR_ROWS, "x86_64")
+    # A value on the edge between two codes may fall either way.
+    assert np.abs(found_codes.astype(int) - expected).max() <= 1
+    assert np.count_nonzero(found_codes != expected) <= 2
+    own = found_codes.astype(np.int32).transpose(0, 2, 1, 3).reshape(LINEAR_ROWS, -1, group).sum(axis=2)
+    np.testing.assert_array_equal(found_sums[0], own.T)
+    assert np.count_nonzero(found_codes != layouts.pack_rows(codes[::-1], LINEAR_ROWS, "x86_64")) > 100  # control
+
+
 def test_patches(compiled: tuple[Variant, ctypes.CDLL]) -> None:
     variant, library = compiled
     rng = np.random.default_rng(3)

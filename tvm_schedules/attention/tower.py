@@ -16,7 +16,7 @@ from typing import Any
 from tvm_schedules.dots import dot_function
 from tvm_schedules.layouts import COLUMNS, QUAD
 from tvm_schedules.targets import Variant
-from tvm_schedules.vectors import exp2_rough, horizontal_max, reduce_lanes
+from tvm_schedules.vectors import exp2_rough, horizontal, reduce_lanes
 
 LOWEST = -1e30
 """Added to the score of a key that is padding."""
@@ -160,7 +160,7 @@ def pack(variant: Variant, head_dim: int, rows: int) -> Any:
                         fold[T.ramp(0, 1, lanes)] = T.max(
                             fold[T.ramp(0, 1, lanes)], T.abs(row_values[T.ramp(c * lanes, 1, lanes)])
                         )
-                    query_top: T.float32 = horizontal_max(fold[T.ramp(0, 1, lanes)], lanes)
+                    query_top: T.float32 = horizontal(fold[T.ramp(0, 1, lanes)], lanes, tirx.max)
                     QS[head * padded + t] = query_top / T.float32(127) * scale
                     query_inverse: T.float32 = T.if_then_else(
                         query_top > T.float32(0), T.float32(127) / query_top, T.float32(0)
@@ -189,7 +189,7 @@ def pack(variant: Variant, head_dim: int, rows: int) -> Any:
                         fold[T.ramp(0, 1, lanes)] = T.max(
                             fold[T.ramp(0, 1, lanes)], T.abs(row_values[T.ramp(c * lanes, 1, lanes)])
                         )
-                    key_top: T.float32 = horizontal_max(fold[T.ramp(0, 1, lanes)], lanes)
+                    key_top: T.float32 = horizontal(fold[T.ramp(0, 1, lanes)], lanes, tirx.max)
                     KS[head * padded + t] = key_top / T.float32(127)
                     KB[head * padded + t] = T.float32(0)
                     key_inverse: T.float32 = T.if_then_else(
@@ -368,7 +368,7 @@ def attend(variant: Variant, head_dim: int, rows: int) -> Any:
                                     T.ramp(r * KEY_TILE + (pair * KEY_BLOCKS + b) * COLUMNS + p * lanes, 1, lanes)
                                 ] = fold[T.ramp(0, 1, lanes)]
                 for r in T.unroll(rows):
-                    tile_top[r] = horizontal_max(largest[r, T.ramp(0, 1, lanes)], lanes)
+                    tile_top[r] = horizontal(largest[r, T.ramp(0, 1, lanes)], lanes, tirx.max)
                 new_top[T.ramp(0, 1, rows)] = T.max(top[T.ramp(0, 1, rows)], tile_top[T.ramp(0, 1, rows)])
                 factor[T.ramp(0, 1, rows)] = exp2_rough(
                     (top[T.ramp(0, 1, rows)] - new_top[T.ramp(0, 1, rows)]) * scale[T.ramp(0, 1, rows)], rows
