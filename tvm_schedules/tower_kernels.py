@@ -25,7 +25,7 @@ PATCH_BLOCKS = 2
 
 
 def tower_kernels(variant: Variant) -> dict[str, Any]:
-    """Returns name → PrimFunc. Patches and attention take row tiles of the variant's prefill tile, linears of 4 rows."""
+    """Returns name → PrimFunc. Patches and attention take the rows of the variant's prefill tile, linears 4."""
     rows, arm64 = variant.prefill_tile.rows, variant.arch == "arm64"
     linear_blocks = 4 if variant.lanes == COLUMNS else 1
     kernels: dict[str, Any] = {
