@@ -77,7 +77,7 @@ static int32_t largest(const float *logits, int32_t n) {
 
 int main(int argc, char **argv) {
     if (argc < 7 || argc > 6 + MAX_SEGMENTS) stop("wrong arguments");
-    const ev_model_options options = {atoi(argv[3]), strcmp(argv[2], "-") ? argv[2] : NULL};
+    const ev_model_options options = {.n_threads = atoi(argv[3]), .variant = strcmp(argv[2], "-") ? argv[2] : NULL};
     const int n_new = atoi(argv[4]);
     FILE *log = strcmp(argv[5], "-") ? fopen(argv[5], "wb") : NULL;
     ev_model *model;
