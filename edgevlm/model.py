@@ -16,7 +16,7 @@ from edgevlm.backends.native import NativeSession
 from edgevlm.backends.native_library import host_arch, library_path
 from edgevlm.backends.onnx import OnnxSession, check_context
 from edgevlm.backends.session import Float32, MemoryReport, Session
-from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
+from edgevlm.errors import BackendError, ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.generate import Chunk, GenerationOptions, PictureRun, Prompt, Response, TokenLoop, generation_options
 from edgevlm.image import ImageSource, load_image
 from edgevlm.memory import MemoryEstimate, NativeChoice, check_memory
@@ -64,6 +64,12 @@ def load(
     estimate = check_memory(package, capacity, memory_budget_bytes, native)
     session: Session
     if backend == "onnx" or (backend == "auto" and native is None):
+        if not package.manifest.graphs:
+            archs = ", ".join(entry.arch for entry in package.manifest.compiled)
+            raise BackendError(
+                f"{package.path}: the package holds no ONNX graphs, only what the native engine of {archs} needs; load "
+                "it there, or load the package that it was compiled from"
+            )
         session = OnnxSession(package, context=context, threads=threads)
     else:
         session = NativeSession(package, context=capacity, threads=threads, kv_bits=native.kv_bits if native else None)

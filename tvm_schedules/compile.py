@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
 from edgevlm.package import Package, open_package
-from edgevlm.spec import MANIFEST_NAME, CompiledEntry, FileEntry
+from edgevlm.spec import MANIFEST_NAME, CompiledEntry, FileEntry, Manifest
 from edgevlm.strict_json import to_json
 from edgevlm.tokenizer import Tokenizer
 from tvm_schedules.lower import CHUNK_TOKENS, lower_decoder
@@ -34,6 +34,12 @@ CENTRE_TOKENS = 1024
 Progress = Callable[[str, int, int], None]
 
 
+def check_arch(arch: str) -> None:
+    """Raises UsageError for an architecture without a weight layout."""
+    if arch not in PACKED_ARCHS:
+        raise UsageError(f"there is no weight layout for {arch!r} yet; known: {', '.join(PACKED_ARCHS)}")
+
+
 def compile_package(
     path: Path, arch: str, text: str, progress: Progress | None = None, *, language_only: bool = False
 ) -> CompiledEntry:
@@ -45,11 +51,9 @@ def compile_package(
     change, and the codes lose nothing to a constant. A killed run leaves the package as it was.
     Raises UnsupportedModelError naming the node that the engine cannot run.
     """
-    if arch not in PACKED_ARCHS:
-        raise UsageError(f"there is no weight layout for {arch!r} yet; known: {', '.join(PACKED_ARCHS)}")
+    check_arch(arch)
     package = open_package(path)
-    has_tower = any(entry.name == "vision_encoder" for entry in package.manifest.graphs)
-    vision = has_tower and not language_only and arch in TOWER_ARCHS
+    vision = _has_tower(package) and not language_only and arch in TOWER_ARCHS
     report = progress or (lambda stage, done, total: None)
     report("measure keys", 0, 1)
     centres = key_centres(package, text)
@@ -73,6 +77,55 @@ def compile_package(
         shutil.rmtree(scratch, ignore_errors=True)
     report("lower", 1, 1)
     return entry
+
+
+def compile_for_device(
+    path: Path, output: Path, arch: str, text: str, progress: Progress | None = None
+) -> CompiledEntry:
+    """Writes a copy of the package at `path` to `output`, compiled for `arch` and without the ONNX graphs.
+
+    No weight is stored twice on the device; only the native engine of `arch` can load the copy. It appears whole or not
+    at all. Raises UsageError when `output` exists, UnsupportedModelError when a graph cannot be lowered.
+    """
+    package = open_package(path)
+    if output.exists():
+        raise UsageError(f"{output} exists; give the device's package another directory")
+    scratch = output.with_name(f".{output.name}.compiling")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        shutil.copytree(package.path, scratch, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("lib"))
+        copied = replace(package.manifest, compiled=(), files=_files_outside(package, ("lib",)))
+        _write_manifest(scratch, copied)
+        entry = compile_package(scratch, arch, text, progress)
+        if entry.vision is None and _has_tower(package):
+            raise UnsupportedModelError(f"{path}: there is no vision tower for {arch}; a device needs it compiled")
+        compiled = open_package(scratch)
+        _write_manifest(scratch, replace(compiled.manifest, graphs=(), files=_files_outside(compiled, ("onnx",))))
+        shutil.rmtree(scratch / "onnx")
+        open_package(scratch)
+        scratch.rename(output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return entry
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Weights are linked where the file system can; the manifest is rewritten, so it is always a copy."""
+    if Path(source).name != MANIFEST_NAME:
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass
+    shutil.copy2(source, target)
+
+
+def _files_outside(package: Package, folders: tuple[str, ...]) -> tuple[FileEntry, ...]:
+    return tuple(file for file in package.manifest.files if file.path.split("/")[0] not in folders)
+
+
+def _has_tower(package: Package) -> bool:
+    return any(entry.name == "vision_encoder" for entry in package.manifest.graphs)
 
 
 def key_centres(package: Package, text: str) -> list[NDArray[np.float32]]:
@@ -143,13 +196,17 @@ def _rewrite_manifest(package: Package, arch: str, entry: CompiledEntry | None, 
     compiled = tuple(other for other in manifest.compiled if other.arch != arch)
     kept = tuple(other for other in manifest.files if not other.path.startswith(f"lib/{arch}/"))
     changed = replace(manifest, compiled=compiled + ((entry,) if entry else ()), files=(*kept, *files))
-    text = json.dumps(to_json(changed), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    scratch = package.path / f".{MANIFEST_NAME}.partial"
+    _write_manifest(package.path, changed)
+
+
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
+    text = json.dumps(to_json(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    scratch = directory / f".{MANIFEST_NAME}.partial"
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    scratch.replace(package.path / MANIFEST_NAME)
+    scratch.replace(directory / MANIFEST_NAME)
 
 
 

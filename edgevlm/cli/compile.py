@@ -28,10 +28,13 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="package directory")
     parser.add_argument(
-        "--target", default=host_arch(), metavar="ARCH", help="architecture (default: this machine's; known: x86_64)"
+        "--target", default=host_arch(), metavar="ARCH", help="architecture: x86_64 or arm64 (default: this machine's)"
     )
     parser.add_argument(
         "--language-only", action="store_true", help="leave the vision tower to onnxruntime"
+    )
+    parser.add_argument(
+        "--device-only", type=Path, metavar="DIR", help="write a copy to DIR that holds no ONNX graphs, for one device"
     )
     return parser
 
@@ -40,14 +43,19 @@ def run(args: argparse.Namespace) -> int:
     """Compiles; returns the exit code."""
     from export import probes
     from export.device.files import add_device_files
-    from tvm_schedules.compile import compile_package
+    from tvm_schedules.compile import compile_for_device, compile_package
 
     add_device_files(args.package)
+    package = args.device_only or args.package
     with ProgressBar() as progress:
-        entry = compile_package(args.package, args.target, probes.text(), progress, language_only=args.language_only)
+        if args.device_only:
+            entry = compile_for_device(args.package, args.device_only, args.target, probes.text(), progress)
+        else:
+            text = probes.text()
+            entry = compile_package(args.package, args.target, text, progress, language_only=args.language_only)
     if args.json:
         fields = {"arch": entry.arch, "plan": entry.plan, "weights": entry.weights, "vision": entry.vision}
-        json_object({"package": str(args.package), **fields})
+        json_object({"package": str(package), **fields})
     else:
-        answer(str(args.package / entry.plan))
+        answer(str(package / entry.plan))
     return 0

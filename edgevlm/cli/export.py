@@ -70,6 +70,9 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model (default: from the source)")
     parser.add_argument("--chat-template", type=Path, metavar="FILE", help="use this chat template")
+    parser.add_argument(
+        "--target", metavar="ARCH", help="compile for this architecture as the last step: x86_64 or arm64"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing package")
     parser.add_argument("--no-verify", action="store_true", help="leave the checks out; the package says so")
     add_reference_options(parser)
@@ -105,8 +108,17 @@ def run(args: argparse.Namespace) -> int:
         name=args.name,
         chat_template=_read_template(args.chat_template),
     )
+    if args.target:
+        from tvm_schedules.compile import check_arch
+
+        check_arch(args.target)
     with ProgressBar() as progress:
         path = export_package(args.source, args.output, options, progress)
+        if args.target:
+            from export import probes
+            from tvm_schedules.compile import compile_package
+
+            compile_package(path, args.target, probes.text(), progress)
     manifest = open_package(path).manifest
     elapsed_s = time.perf_counter() - started
     if args.json:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgevlm.backends.native import NativeSession
-from edgevlm.backends.native_library import NativeLibrary, library_path
+from edgevlm.backends.native_library import NativeLibrary, host_arch, library_path
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.backends.session import Cancelled
 from edgevlm.cli.main import main
@@ -295,3 +295,34 @@ def test_the_native_estimate_holds(package: Package) -> None:
         assert narrow.memory_estimate.kv_bytes == slots * (1.5 * layers.head_dim + 8)
     with pytest.raises(BackendError, match="memory budget"):
         load(package.path, backend="native", memory_budget_bytes=1 << 20)
+
+
+def test_a_package_for_one_device(package: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The copy has no ONNX graphs and answers as the whole package does; onnxruntime refuses it with the reason."""
+    target = tmp_path / "device"
+    assert main(["compile", str(package.path), "--target", host_arch(), "--device-only", str(target)]) == 0
+    assert capsys.readouterr().out.strip() == str(target / f"lib/{host_arch()}/plan.bin")
+    assert not (target / "onnx").exists() and (package.path / "onnx").is_dir()
+    open_package(target).check_hashes()
+    with load(package.path, backend="native") as whole, load(target) as device:
+        expected = whole.generate("Hello", max_new_tokens=8).token_ids
+        assert device.generate("Hello", max_new_tokens=8).token_ids == expected
+    with pytest.raises(BackendError, match=f"holds no ONNX graphs, only what the native engine of {host_arch()} needs"):
+        load(target, backend="onnx")
+    assert main(["compile", str(package.path), "--device-only", str(target)]) == UsageError.exit_code
+
+
+def test_a_device_package_of_another_architecture(package: Package, tmp_path: Path) -> None:
+    target = tmp_path / "phone"
+    assert main(["compile", str(package.path), "--target", "arm64", "--device-only", str(target)]) == 0
+    with pytest.raises(BackendError, match="only what the native engine of arm64 needs"):
+        load(target)
+
+
+def test_export_compiles_as_the_last_step(tmp_path: Path) -> None:
+    source = tiny.make_llama(tmp_path / "c", **SIZES, **WIDE_HEADS)
+    command = ["export", str(source), "-o", str(tmp_path / "p"), "--scheme", "w4g32", "--no-verify", "--target"]
+    assert main([*command, "riscv"]) == UsageError.exit_code
+    assert not (tmp_path / "p").exists()
+    assert main([*command, "arm64"]) == 0
+    assert [entry.arch for entry in open_package(tmp_path / "p").manifest.compiled] == ["arm64"]
