@@ -11,6 +11,7 @@ import pytest
 from tests.tvm_schedules.gemm_problem import relative_error
 from tests.tvm_schedules.kernels import argument_of, compile_kernels, host_variants, pointer
 from tests.tvm_schedules.tower_problem import ATTENTION_BOUND, Attention, K, N, Product, attention, gelu
+from tvm_schedules import layouts, reference
 from tvm_schedules.targets import Variant
 from tvm_schedules.tower_kernels import LINEAR_ROWS
 
