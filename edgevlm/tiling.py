@@ -53,8 +53,8 @@ class TilePlan:
 def plan_tiles(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int | None = None) -> TilePlan:
     """Return the plan for a picture of `height_px` x `width_px`.
 
-    `max_tiles` lowers the number of grid tiles (without the thumbnail) below what `spec` allows: fewer candidates for
-    the schemes that choose among grids, a longest edge that is smaller by whole tiles for `tile_grid`.
+    `max_tiles` lowers the number of grid tiles (without the thumbnail) below `spec.max_tiles`: fewer candidates for the
+    schemes that choose among grids, a longest edge that is smaller by whole tiles for `tile_grid`.
     """
     if height_px < 1 or width_px < 1:
         raise ImageError(f"a picture of {width_px} x {height_px} pixels cannot be tiled.")
@@ -65,7 +65,8 @@ def plan_tiles(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: in
         raise UnsupportedModelError(
             f"the tiling scheme '{spec.scheme}' is not implemented; known: {', '.join(sorted(_PLANNERS))}."
         )
-    return planner(height_px, width_px, spec, max_tiles)
+    limit = spec.max_tiles if max_tiles is None else min(max_tiles, spec.max_tiles)
+    return planner(height_px, width_px, spec, limit)
 
 
 def cut_tiles(image: NDArray[np.uint8], plan: TilePlan, spec: ProcessorSpec) -> NDArray[np.uint8]:
@@ -139,20 +140,18 @@ def _paint_canvas(image: NDArray[np.uint8], plan: TilePlan, spec: ProcessorSpec)
     return canvas
 
 
-def _plan_relaxed(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int | None) -> TilePlan:
+def _plan_relaxed(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int) -> TilePlan:
     candidates = relaxed_candidates(spec, max_tiles)
     cols, rows = relaxed_grid(height_px, width_px, spec.tile_px, candidates, spec.relaxed_alpha)
     size = _fit(height_px, width_px, rows * spec.tile_px, cols * spec.tile_px)
     return _placed(spec, rows, cols, size, thumbnail=rows * cols > 1)
 
 
-def _plan_llava_next(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int | None) -> TilePlan:
+def _plan_llava_next(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int) -> TilePlan:
     """Source: transformers 5.24, image_processing_utils.py: select_best_resolution and get_patch_output_size."""
     tile = spec.tile_px
     allowed = [
-        (height, width)
-        for height, width in spec.grid_pinpoints
-        if max_tiles is None or (height // tile) * (width // tile) <= max_tiles
+        (height, width) for height, width in spec.grid_pinpoints if (height // tile) * (width // tile) <= max_tiles
     ] or [(tile, tile)]
     best, best_effective, least_waste = allowed[0], 0, math.inf
     for height, width in allowed:
@@ -187,10 +186,9 @@ def _stretched(spec: ProcessorSpec, rows: int, cols: int, *first: tuple[int, int
     )  # fmt: skip
 
 
-def _plan_internvl(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int | None) -> TilePlan:
+def _plan_internvl(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int) -> TilePlan:
     """Source: transformers 5.24, got_ocr2/image_processing_pil_got_ocr2.py: get_optimal_tiled_canvas."""
-    limit = spec.max_tiles if max_tiles is None else min(spec.max_tiles, max_tiles)
-    grids = [(c, r) for c in range(1, limit + 1) for r in range(1, limit + 1) if c * r <= limit]
+    grids = [(c, r) for c in range(1, max_tiles + 1) for r in range(1, max_tiles + 1) if c * r <= max_tiles]
     best, least = (1, 1), math.inf
     for cols, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
         difference = abs(width_px / height_px - cols / rows)
@@ -201,24 +199,26 @@ def _plan_internvl(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles
     return _stretched(spec, rows, cols, thumbnail=cols * rows > 1)
 
 
-def _plan_square(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int | None) -> TilePlan:
+def _plan_square(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int) -> TilePlan:
     """One tile. With a longest edge: Idefics3 without splitting, which resizes to that first."""
     if spec.longest_edge_px is None:
         return _stretched(spec, 1, 1, thumbnail=False)
     return _stretched(spec, 1, 1, _longest_edge_size(height_px, width_px, spec.longest_edge_px), thumbnail=False)
 
 
-def _plan_tile_grid(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int | None) -> TilePlan:
+def _plan_tile_grid(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int) -> TilePlan:
     """Source: transformers 5.24, idefics3/ and smolvlm/image_processing_pil_*.py (the two are the same)."""
     if spec.longest_edge_px is None:
         raise UnsupportedModelError("the tiling scheme 'tile_grid' needs longest_edge_px; the package has none.")
     tile = spec.tile_px
     # One pixel less than a tile is the last resort: it always ends in one tile, when an odd side is made even too.
-    edges = [*range(spec.longest_edge_px, tile - 1, -tile), tile - 1] if max_tiles else [spec.longest_edge_px]
+    edges = [*range(spec.longest_edge_px, tile - 1, -tile), tile - 1]
+    # A budget of the whole square or more is none: making an odd side even can take one row more than the square has.
+    whole = max_tiles >= (-(-spec.longest_edge_px // tile)) ** 2
     for edge in edges:
         size = _longest_edge_size(height_px, width_px, max(edge, 1))
         rows, cols = _round_up_to_tiles(*size, tile)
-        if max_tiles is None or rows * cols <= max_tiles:
+        if whole or rows * cols <= max_tiles:
             break
     return _stretched(spec, rows, cols, size, thumbnail=rows * cols > 1)
 
@@ -258,7 +258,7 @@ def _round_up_to_tiles(height_px: int, width_px: int, tile_px: int) -> tuple[int
     return height // tile_px, width // tile_px
 
 
-_PLANNERS: dict[str, Callable[[int, int, ProcessorSpec, int | None], TilePlan]] = {
+_PLANNERS: dict[str, Callable[[int, int, ProcessorSpec, int], TilePlan]] = {
     "square": _plan_square,
     "relaxed": _plan_relaxed,
     "tile_grid": _plan_tile_grid,

@@ -172,14 +172,16 @@ static ev_size round_up_to_tiles(ev_size size, int64_t tile) {
 static void plan_tile_grid(ev_size picture, const ev_image_spec *spec, int64_t budget, ev_tile_plan *plan) {
     const int64_t tile = spec->tile_px;
     int64_t edge = spec->longest_edge_px;
-    int last = 0;
-    if (budget && edge < tile) {
+    /* A budget of the whole square or more is none: making an odd side even can take one row more than it has. */
+    const int64_t side = (edge + tile - 1) / tile;
+    int last = budget >= side * side;
+    if (!last && edge < tile) {
         edge = tile - 1;
         last = 1;
     }
     for (;;) {
         const ev_size size = longest_edge_size(picture, at_least_1(edge)), grid = round_up_to_tiles(size, tile);
-        if (!budget || grid.height * grid.width <= budget || last) {
+        if (grid.height * grid.width <= budget || last) {
             plan->resizes[0][0] = (int32_t)size.height;
             plan->resizes[0][1] = (int32_t)size.width;
             plan->n_resizes = 1;
@@ -226,7 +228,7 @@ static void plan_llava_next(ev_size picture, const ev_image_spec *spec, int64_t 
     int found = 0;
     for (int32_t i = 0; i < spec->n_pinpoints; ++i) {
         const ev_size canvas = {spec->grid_pinpoints[i][0], spec->grid_pinpoints[i][1]};
-        if (budget && (canvas.height / tile) * (canvas.width / tile) > budget) continue;
+        if ((canvas.height / tile) * (canvas.width / tile) > budget) continue;
         const double scale_w = (double)canvas.width / width, scale_h = (double)canvas.height / height;
         const double scale = scale_h < scale_w ? scale_h : scale_w;
         const int64_t effective = smaller((int64_t)(width * scale) * (int64_t)(height * scale), picture.height * picture.width);
@@ -257,9 +259,9 @@ ev_status ev_plan_tiles(int32_t height, int32_t width, const ev_image_spec *spec
     *plan = (ev_tile_plan){.scheme = spec->scheme, .tile_px = spec->tile_px, .height = height, .width = width};
     switch (spec->scheme) {
     case EV_SCHEME_RELAXED: plan_relaxed(picture, spec, limit, plan); break;
-    case EV_SCHEME_TILE_GRID: plan_tile_grid(picture, spec, max_tiles, plan); break;
+    case EV_SCHEME_TILE_GRID: plan_tile_grid(picture, spec, limit, plan); break;
     case EV_SCHEME_INTERNVL: plan_internvl(picture, spec, limit, plan); break;
-    case EV_SCHEME_LLAVA_NEXT: plan_llava_next(picture, spec, max_tiles, plan); break;
+    case EV_SCHEME_LLAVA_NEXT: plan_llava_next(picture, spec, limit, plan); break;
     default:
         /* One tile; with a longest edge, Idefics3 without splitting, which resizes to that first. */
         if (spec->longest_edge_px) {

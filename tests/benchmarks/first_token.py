@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    image = load_image(arguments.picture)
+    image = load_image(arguments.picture).copy()
     models = {name: load(arguments.package, backend=name, threads=arguments.threads) for name in ("native", "onnx")}
     seconds: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in models}
     n_tiles = 0

@@ -48,7 +48,7 @@ BLUELM = PromptSpec("<image>", SMOLVLM.image_token_id, 4)
 
 
 def vision_prompt(messages: Any, sizes: Sequence[tuple[int, int]], tile: int, edge: int) -> list[Segment]:
-    spec = replace(SCHEMES["smolvlm-256m"][0], tile_px=tile, longest_edge_px=edge)
+    spec = replace(SCHEMES["smolvlm-256m"][0], tile_px=tile, longest_edge_px=edge, max_tiles=(-(-edge // tile)) ** 2)
     plans = [plan_tiles(*size, spec) for size in sizes]
     return build_segments(messages, SMOLVLM_TEMPLATE, TINY, SMOLVLM, plans)
 

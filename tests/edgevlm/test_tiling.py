@@ -27,7 +27,7 @@ INTERNVL = SCHEMES["internvl"][0]
 BOX3 = replace(BLUELM, max_rows=3, max_cols=3, max_tiles=9)
 
 TILE_GRIDS = {
-    name: replace(SMOLVLM, tile_px=tile, longest_edge_px=edge)
+    name: replace(SMOLVLM, tile_px=tile, longest_edge_px=edge, max_tiles=(-(-edge // tile)) ** 2)
     for name, (_, tile, edge) in make_tiling.TILE_GRID_PROCESSORS.items()
 }
 
@@ -238,6 +238,13 @@ def test_budget_lowers_the_longest_edge_by_whole_tiles() -> None:
     assert [max(plan.resizes[0]) for plan in sizes] == [2048, 1536, 1536, 1024, 1024, 512, 512]
     odd = replace(SMOLVLM, tile_px=7, longest_edge_px=28)
     assert plan_tiles(10, 10, odd, 1).n_tiles == 1
+
+
+def test_an_exported_budget_holds_without_being_asked_for() -> None:
+    """`edgevlm export --max-tiles 4`: the package's own number is the limit."""
+    small = replace(SMOLVLM, max_tiles=4)
+    for budget in (None, 4, 16):
+        assert plan_tiles(1000, 1000, small, budget).n_tiles == 5
 
 
 def test_refused_plans() -> None:
