@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import struct
 import subprocess
@@ -85,10 +86,12 @@ def compile_program(sources: list[Path], target: Path, more: list[str]) -> None:
 class Kernels:
     """The kernels of one variant in an emulated process; `call` has the kernel's C arguments."""
 
-    def __init__(self, variant: str, cpu: str) -> None:
+    def __init__(self, variant: str, cpu: str, plugin: Path | None = None, counts: Path | None = None) -> None:
+        """`plugin` counts instructions into the file `counts`."""
         self.variant, self.cpu = variant, cpu
-        command = [qemu(), "-cpu", cpu, str(kernel_caller())]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [qemu(), "-cpu", cpu, *(["-plugin", str(plugin)] if plugin else []), str(kernel_caller())]
+        environment = {**os.environ, "COUNTS": str(counts)} if counts else None
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
     def call(self, kernel: str, *arguments: Any) -> int:
         """Calls with arrays (changed in place), ints and floats; returns the kernel's result.

@@ -193,6 +193,7 @@ def test_the_names_above_are_all_there_are() -> None:
             form = f"e{head_dim}_{form_name(*bits)}"
             tested |= {f"append_{form}", f"attend_{form}_prefill", f"attend_{form}_decode"}
     tested |= {"tower_norm", "tower_patches", "tower_statistics"}  # test_tower_kernels.py
+    tested |= {f"tower_strip_g{group}" for group in TOWER_GROUPS}
     tested |= {f"tower_gemm_{epilogue}_g{group}" for epilogue in EPILOGUES for group in TOWER_GROUPS}
     tested |= {f"tower_{kernel}_e{head_dim}" for kernel in ("pack", "attend") for head_dim in TOWER_HEAD_DIMS}
     for variant, objects in emulator.kernel_objects().items():

@@ -10,6 +10,7 @@ import pytest
 from tests.tvm_schedules.arm64 import emulator
 from tests.tvm_schedules.gemm_problem import relative_error
 from tests.tvm_schedules.tower_problem import ATTENTION_BOUND, Attention, N, Product, attention, gelu
+from tvm_schedules import layouts, reference
 from tvm_schedules.targets import BY_NAME
 from tvm_schedules.tower_kernels import LINEAR_ROWS, TOWER_GROUPS, TOWER_HEAD_DIMS
 
@@ -58,6 +59,28 @@ def test_gelu_strip(kernels: emulator.Kernels, form: str, group: int) -> None:
     assert np.abs(strip - gelu(values, form)).max() < 2e-6 * max(1.0, np.abs(values).max())
     other = {"gelu": "gelu_tanh", "gelu_tanh": "gelu"}[form]
     assert np.abs(strip - gelu(values, other)).max() > 1e-4  # negative control
+
+
+@pytest.mark.parametrize("group", TOWER_GROUPS)
+def test_strip(kernels: emulator.Kernels, group: int) -> None:
+    """Four rows of a GELU to codes in the next linear's order."""
+    rows, k = LINEAR_ROWS, 256
+    x = np.random.default_rng(group).standard_normal((rows, k)).astype(np.float32)
+    codes, scales = reference.quantise_rows(x, group)
+    sums = codes.astype(np.int32).reshape(rows, k // group, group).sum(axis=2, dtype=np.int32)
+    found = np.zeros((1, k // 8, rows, 8), np.int8)
+    found_scales = np.zeros((1, k // group, rows, 2), np.float32)
+    found_sums = np.zeros(found_scales.shape, np.int32)
+    nothing = np.zeros(0, np.float32)
+    kernels.call(
+        f"tower_strip_g{group}", x, nothing, nothing, found, found_scales, found_sums, k, rows, 0.0, 0, rows
+    )
+    assert np.abs(found.astype(np.int32) - layouts.pack_rows(codes, rows, "arm64")).max() <= 1
+    assert np.count_nonzero(found != layouts.pack_rows(codes, rows, "arm64")) <= 2
+    np.testing.assert_allclose(found_scales, layouts.pack_row_scales(scales, rows, "arm64"), rtol=1e-6, atol=0)
+    own = found.astype(np.int32).transpose(0, 2, 1, 3).reshape(rows, k // group, group).sum(axis=2, dtype=np.int32)
+    np.testing.assert_array_equal(found_sums, layouts.pack_row_sums(own, rows, "arm64"))
+    assert np.abs(own - sums).max() <= 2
 
 
 def test_patches_and_norm(kernels: emulator.Kernels) -> None:
