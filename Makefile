@@ -29,10 +29,16 @@ EXPORT_INPUTS := $(shell find edgevlm export -name '*.py') $(wildcard assets/dem
 NATIVE := edgevlm/backends/libedgevlm-$(shell uname -m | sed 's/aarch64/arm64/').so
 NATIVE_INPUTS := $(shell find tvm_schedules -name '*.py') $(wildcard edgevlm/engine/*.c edgevlm/engine/*.h)
 
+# The engine and its JNI part for phones, and the app with them.
+ANDROID := $(BUILD)/android
+ANDROID_LIBRARIES := $(ANDROID)/libedgevlm.so $(ANDROID)/libedgevlm_jni.so
+ANDROID_PACKAGE ?=
+ANDROID_FLAGS ?=
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help check demo native test lint test-reference deps golden parity docs clean
+.PHONY: help check demo native apk android-library test test-android lint test-reference deps golden parity docs clean
 
 help: ## print this list
 	grep -E '^[a-z-]+:.*## ' Makefile | while IFS= read -r line; do printf '  make %-15s %s\n' "$${line%%:*}" "$${line##*## }"; done
@@ -90,6 +96,16 @@ $(NATIVE): $(NATIVE_INPUTS) $(VENV)/.tvm
 	echo "Building the native library (about a minute) ..."
 	$(VENV)/bin/python -m tvm_schedules.build -o $(dir $(NATIVE)) >/dev/null
 
+$(VENV)/.android: requirements/android.txt $(VENV)/.dev $(VENV)/.tvm | check
+	$(call install,$(VENV),android)
+
+$(ANDROID)/libedgevlm.so: $(NATIVE_INPUTS) $(VENV)/.tvm
+	echo "Building the engine for phones (some minutes the first time) ..."
+	$(VENV)/bin/python -m tvm_schedules.build --arch arm64 --os android -o $(ANDROID) >/dev/null
+
+$(ANDROID)/libedgevlm_jni.so: $(ANDROID)/libedgevlm.so $(wildcard android_demo/library/src/main/c/*) android_demo/apk/library.py
+	$(VENV)/bin/python -m android_demo.apk.library --engine $< -o $(ANDROID) >/dev/null
+
 $(VENV_REFERENCE)/.reference: $(wildcard requirements/*.txt) pyproject.toml | check
 	$(call install,$(VENV_REFERENCE),reference)
 
@@ -118,15 +134,25 @@ lint: $(VENV)/.dev ## ruff and mypy
 
 native: $(NATIVE) ## build the native library for this machine
 
-test: $(VENV)/.dev $(NATIVE) ## lint, types, tests
+android-library: $(ANDROID_LIBRARIES) ## build the engine for phones
+
+apk: $(VENV)/.android $(ANDROID_LIBRARIES) ## build, sign and check the Android app; ANDROID_PACKAGE=DIR bundles a package
+	$(VENV)/bin/python -m android_demo.apk.make $(addprefix --library ,$(ANDROID_LIBRARIES)) \
+	  $(if $(ANDROID_PACKAGE),--package "$(ANDROID_PACKAGE)") $(ANDROID_FLAGS) -o $(BUILD)/apk
+
+test: $(VENV)/.dev $(NATIVE) ## lint, types, tests (but those of Android)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not android' $(PYTEST_FLAGS)
+
+test-android: $(VENV)/.dev $(NATIVE) ## the Android library and the app's logic on the desktop JVM, the APK's parts
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m android --dist loadfile tests/android_demo $(PYTEST_FLAGS)
 
 test-reference: $(VENV_REFERENCE)/.reference ## the comparisons live against transformers and torch, and with real weights
 	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m pytest -m 'reference or weights' $(PYTEST_FLAGS)
 
-DEBIAN_TOOLS := clang-19 lld-19 llvm-19 qemu-user gcc-aarch64-linux-gnu g++-aarch64-linux-gnu
+DEBIAN_TOOLS := clang-19 lld-19 llvm-19 qemu-user gcc-aarch64-linux-gnu g++-aarch64-linux-gnu \
+  openjdk-17-jdk-headless aapt apksigner zipalign android-framework-res dexdump android-libnativehelper-dev
 deps: ## install the optional Debian tools (tests that need them skip without)
 	command -v apt-get >/dev/null || { echo "make deps knows Debian's apt-get only; install by hand: $(DEBIAN_TOOLS)" >&2; exit 1; }
 	root=''; [ "$$(id -u)" = 0 ] || root=sudo

@@ -69,8 +69,8 @@ def _resources(scratch: Path, generated: Path, version: str) -> Path:
     run(
         [
             "aapt2", "link", "-I", FRAMEWORK, "--manifest", APP / "AndroidManifest.xml",
-            "--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK), "--version-code", str(code), "--version-name", version,
-            "--java", generated, "-o", base, compiled,
+            "--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK),
+            "--version-code", str(code), "--version-name", version, "--java", generated, "-o", base, compiled,
         ],
         "aapt2 link",
     )  # fmt: skip

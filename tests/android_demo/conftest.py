@@ -27,6 +27,13 @@ TEXT = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, 
 LANGUAGE = {**TEXT, "head_dim": 64}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here is marked `android`."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("android")
+
+
 @pytest.fixture(scope="session")
 def home() -> Path:
     """The JDK; tests are skipped without one."""
