@@ -70,11 +70,12 @@ EV_JNI(jbyteArray, lastError)(JNIEnv *env, jclass self)
     return bytes_of(env, ev_last_error());
 }
 
-EV_JNI(jint, modelOpen)(JNIEnv *env, jclass self, jbyteArray directory, jint n_threads, jbyteArray variant, jlongArray out)
+EV_JNI(jint, modelOpen)(JNIEnv *env, jclass self, jbyteArray directory, jint n_threads, jbyteArray variant,
+                         jboolean fast_cores, jlongArray out)
 {
     (void)self;
     char *path = copied(env, directory), *name = copied(env, variant);
-    ev_model_options options = {n_threads, name};
+    ev_model_options options = {.n_threads = n_threads, .variant = name, .fast_cores = fast_cores ? 1 : 0};
     ev_model *model = NULL;
     ev_status status = path == NULL ? EV_ERROR_BACKEND : ev_model_open(path, &options, &model);
     free(path);

@@ -58,7 +58,7 @@ public final class EdgeVlm {
         ChatProgram template = new ChatProgram(directory.read(manifest.chatPath));
         prompts = new PromptBuilder(template, tokenizer, manifest.prompt);
         imageSpec = manifest.processor == null ? null : new ImageSpec(manifest.processor);
-        model = engine.open(plan, options.threads);
+        model = engine.open(plan, options.threads, options.fastCores);
         KeyValueStore opened = null;
         try {
             if (model.vocabSize() != manifest.vocabSize || model.hiddenSize() != manifest.hiddenSize) {

@@ -42,7 +42,8 @@ final class JniEngine implements NativeEngine {
 
     static native byte[] lastError();
 
-    static native int modelOpen(byte[] directory, int threads, byte[] variant, long[] out);
+    static native int modelOpen(
+        byte[] directory, int threads, byte[] variant, boolean fastCores, long[] out);
 
     static native byte[] modelInfo(long model, long[] out);
 
@@ -104,9 +105,9 @@ final class JniEngine implements NativeEngine {
     }
 
     @Override
-    public Model open(File directory, int threads) throws EdgeVlmException {
+    public Model open(File directory, int threads, boolean fastCores) throws EdgeVlmException {
         long[] handle = new long[1];
-        check(modelOpen(Utf8.encode(directory.getPath()), threads, null, handle));
+        check(modelOpen(Utf8.encode(directory.getPath()), threads, null, fastCores, handle));
         return new JniModel(handle[0]);
     }
 

@@ -9,8 +9,8 @@ import java.util.List;
  * and in the machine's byte order. Failures are exceptions of the status's kind.
  */
 interface NativeEngine {
-    /** `directory` holds plan.bin and weights.bin. */
-    Model open(File directory, int threads) throws EdgeVlmException;
+    /** `directory` holds plan.bin and weights.bin; fastCores keeps the threads on the big cores. */
+    Model open(File directory, int threads, boolean fastCores) throws EdgeVlmException;
 
     /** Plans an upright picture; maxTiles lowers the number of grid tiles, 0 leaves it to the package. */
     TilePlan plan(ImageSpec spec, int height, int width, int maxTiles) throws EdgeVlmException;

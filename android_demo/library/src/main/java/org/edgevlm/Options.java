@@ -4,8 +4,10 @@ import java.io.File;
 
 /** How a package is opened. Fields left alone take what is best for the device. */
 public final class Options {
-    /** Threads for the language model; 0 takes one per big core. */
+    /** Threads for the language model; 0 takes one for each big core, at most 4. */
     public int threads;
+    /** Whether those threads stay on the big cores, where a phone has two kinds. */
+    public boolean fastCores = true;
     /** Tokens that a conversation can hold; 0 takes the package's, at most 4,096. */
     public int contextTokens;
     /** Largest number of grid tiles of a picture; 0 takes the package's. */

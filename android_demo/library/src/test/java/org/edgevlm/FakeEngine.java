@@ -36,7 +36,7 @@ final class FakeEngine implements NativeEngine {
     }
 
     @Override
-    public Model open(File directory, int threads) {
+    public Model open(File directory, int threads, boolean fastCores) {
         open.incrementAndGet();
         return new FakeModel();
     }
