@@ -21,7 +21,7 @@ TOWER_HEAD_DIMS = (64, 72)
 TOWER_GROUPS = (32, 64, 128)
 EPILOGUES: tuple[Epilogue, ...] = ("add", "gelu", "gelu_tanh")
 PATCH_BLOCKS = 2
-"""Blocks of 16 columns of the patch embedding's register tile; one on arm64."""
+"""Blocks of 16 columns of the patch embedding's register tile; one, of 4 rows, on arm64."""
 
 
 def tower_kernels(variant: Variant) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def tower_kernels(variant: Variant) -> dict[str, Any]:
     linear_blocks = 4 if variant.lanes == COLUMNS else 1
     kernels: dict[str, Any] = {
         "tower_norm": norm_rows(variant),
-        "tower_patches": patch_gemm(variant, rows, 1 if arm64 else PATCH_BLOCKS),
+        "tower_patches": patch_gemm(variant, rows, *((1, 4) if arm64 else (PATCH_BLOCKS, rows))),
         "tower_statistics": attention.statistics(variant),
     }
     for group in TOWER_GROUPS:

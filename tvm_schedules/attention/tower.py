@@ -264,7 +264,10 @@ def attend(variant: Variant, head_dim: int, rows: int) -> Any:
     run = COLUMNS * QUAD
     vector = f"float32x{lanes}"
     blocks = value_blocks(head_dim)
-    group_blocks = blocks if lanes == COLUMNS else 1
+    # arm64's vectors of 16 lanes are four registers of 32: fewer blocks, and fewer rows, at a time.
+    wide = lanes == COLUMNS and variant.arch == "x86_64"
+    group_blocks = blocks if wide else 1
+    score_rows, score_blocks = (4, 1) if variant.arch == "arm64" else (rows, KEY_BLOCKS)
     """Blocks of channels whose sums live in registers together."""
     store_lanes = math.gcd(lanes, head_dim)
     width = blocks * COLUMNS
@@ -302,7 +305,7 @@ def attend(variant: Variant, head_dim: int, rows: int) -> Any:
         VS = T.decl_buffer((head_dim,), "float32", data=value_scales_ptr)
         VM = T.decl_buffer((head_dim,), "float32", data=value_means_ptr)
         OUT = T.decl_buffer((tokens * out_stride,), "float32", data=out_ptr)
-        dots = T.alloc_buffer((rows, KEY_BLOCKS, parts, lanes), "int32")
+        dots = T.alloc_buffer((score_rows, score_blocks, parts, lanes), "int32")
         scores = T.alloc_buffer((rows * KEY_TILE,), "float32")
         codes = T.alloc_buffer((rows * KEY_TILE,), "uint8")
         largest = T.alloc_buffer((rows, lanes), "float32")
@@ -331,42 +334,48 @@ def attend(variant: Variant, head_dim: int, rows: int) -> Any:
                 for r in T.unroll(rows):
                     largest[r, T.ramp(0, 1, lanes)] = splat(T.float32(LOWEST))
                 for pair in T.serial(steps):
-                    block: T.int32 = key_tile * (KEY_TILE // COLUMNS) + pair * KEY_BLOCKS
-                    for r in T.unroll(rows):
-                        for b in T.unroll(KEY_BLOCKS):
-                            for p in T.unroll(parts):
-                                dots[r, b, p, T.ramp(0, 1, lanes)] = T.broadcast(
-                                    QZ[tile * rows + r] * T.int32(-offset), lanes
-                                )
-                    # Not unrolled whole, or LLVM spreads the queries' broadcasts over 9 KB of stack.
-                    for half in T.serial(head_dim // QUAD // 2):
-                        for odd in T.unroll(2):
-                            for b in T.unroll(KEY_BLOCKS):
+                    for span in T.unroll(rows // score_rows * (KEY_BLOCKS // score_blocks)):
+                        first_row: T.int32 = span // (KEY_BLOCKS // score_blocks) * score_rows
+                        first_block: T.int32 = pair * KEY_BLOCKS + span % (KEY_BLOCKS // score_blocks) * score_blocks
+                        block: T.int32 = key_tile * (KEY_TILE // COLUMNS) + first_block
+                        for r in T.unroll(score_rows):
+                            for b in T.unroll(score_blocks):
                                 for p in T.unroll(parts):
-                                    for r in T.unroll(rows):
-                                        dots[r, b, p, T.ramp(0, 1, lanes)] = dot(
-                                            dots[r, b, p, T.ramp(0, 1, lanes)],
-                                            K[T.ramp(((block + b) * (head_dim // QUAD) + half * 2 + odd) * run
-                                                     + p * part_bytes, 1, part_bytes)],
-                                            broadcast_quad(
-                                                Q, ((tile * (head_dim // QUAD) + half * 2 + odd) * rows + r) * QUAD,
-                                                "int8",
-                                            ),
-                                        )
-                    for b in T.unroll(KEY_BLOCKS):
-                        for p in T.unroll(parts):
-                            for r in T.unroll(rows):
-                                fold[T.ramp(0, 1, lanes)] = T.Cast(
-                                    vector, dots[r, b, p, T.ramp(0, 1, lanes)]
-                                ) * KS[T.ramp((block + b) * COLUMNS + p * lanes, 1, lanes)] + KB[
-                                    T.ramp((block + b) * COLUMNS + p * lanes, 1, lanes)
-                                ]
-                                largest[r, T.ramp(0, 1, lanes)] = T.max(
-                                    largest[r, T.ramp(0, 1, lanes)], fold[T.ramp(0, 1, lanes)]
-                                )
-                                scores[
-                                    T.ramp(r * KEY_TILE + (pair * KEY_BLOCKS + b) * COLUMNS + p * lanes, 1, lanes)
-                                ] = fold[T.ramp(0, 1, lanes)]
+                                    dots[r, b, p, T.ramp(0, 1, lanes)] = T.broadcast(
+                                        QZ[tile * rows + first_row + r] * T.int32(-offset), lanes
+                                    )
+                        # Not unrolled whole, or LLVM spreads the queries' broadcasts over 9 KB of stack.
+                        for half in T.serial(head_dim // QUAD // 2):
+                            for odd in T.unroll(2):
+                                for b in T.unroll(score_blocks):
+                                    for p in T.unroll(parts):
+                                        for r in T.unroll(score_rows):
+                                            dots[r, b, p, T.ramp(0, 1, lanes)] = dot(
+                                                dots[r, b, p, T.ramp(0, 1, lanes)],
+                                                K[T.ramp(((block + b) * (head_dim // QUAD) + half * 2 + odd) * run
+                                                         + p * part_bytes, 1, part_bytes)],
+                                                broadcast_quad(
+                                                    Q,
+                                                    ((tile * (head_dim // QUAD) + half * 2 + odd) * rows + first_row
+                                                     + r) * QUAD,
+                                                    "int8",
+                                                ),
+                                            )
+                        for b in T.unroll(score_blocks):
+                            for p in T.unroll(parts):
+                                for r in T.unroll(score_rows):
+                                    fold[T.ramp(0, 1, lanes)] = T.Cast(
+                                        vector, dots[r, b, p, T.ramp(0, 1, lanes)]
+                                    ) * KS[T.ramp((block + b) * COLUMNS + p * lanes, 1, lanes)] + KB[
+                                        T.ramp((block + b) * COLUMNS + p * lanes, 1, lanes)
+                                    ]
+                                    largest[first_row + r, T.ramp(0, 1, lanes)] = T.max(
+                                        largest[first_row + r, T.ramp(0, 1, lanes)], fold[T.ramp(0, 1, lanes)]
+                                    )
+                                    scores[
+                                        T.ramp((first_row + r) * KEY_TILE + (first_block + b) * COLUMNS + p * lanes,
+                                               1, lanes)
+                                    ] = fold[T.ramp(0, 1, lanes)]
                 for r in T.unroll(rows):
                     tile_top[r] = horizontal(largest[r, T.ramp(0, 1, lanes)], lanes, tirx.max)
                 new_top[T.ramp(0, 1, rows)] = T.max(top[T.ramp(0, 1, rows)], tile_top[T.ramp(0, 1, rows)])
