@@ -38,7 +38,7 @@ def main() -> None:
             n_tiles = response.n_tiles
             if round_:
                 for stage in STAGES:
-                    seconds[name][stage].append(response.timings[stage])
+                    seconds[name][stage].append(getattr(response.timings, stage))
     print(f"{n_tiles} tiles, medians of {arguments.rounds} alternating rounds, {arguments.threads} threads")
     print("| backend | encode s | prefill s | first token s |\n|---|---|---|---|")
     for name, stages in seconds.items():
