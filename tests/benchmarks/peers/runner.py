@@ -18,12 +18,15 @@ from typing import Any
 Generate = Callable[[list[int]], Iterator[int]]
 """Token ids of a prompt to greedily chosen ones, without end; the first appears when the prompt has been read."""
 CONTEXT = 1024
+KEPT: list[Any] = []
+"""Callbacks that C code holds: they must outlive the call that hands them over."""
 
 
 def llama_cpp(model: str, n_threads: int) -> Generate:
     import llama_cpp as lib
 
-    lib.llama_log_set(_SILENT(lambda *_: None), None)
+    KEPT.append(lib.llama_log_callback(lambda *_: None))
+    lib.llama_log_set(KEPT[0], None)
     lib.llama_backend_init()
     weights = lib.llama_model_load_from_file(model.encode(), lib.llama_model_default_params())
     options = lib.llama_context_default_params()
@@ -43,12 +46,6 @@ def llama_cpp(model: str, n_threads: int) -> Generate:
             yield tokens[0]
 
     return generate
-
-
-def _SILENT(callback: Any) -> Any:
-    import ctypes
-
-    return ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(callback)
 
 
 def onnxruntime_genai(model: str, n_threads: int) -> Generate:
