@@ -59,7 +59,7 @@ _NO_SVE = ("-sve", "-sve2")
 VARIANTS: tuple[Variant, ...] = (
     Variant("avx512vnni", "x86_64", _LINUX_X86, "x86-64-v4", ("+avx512vnni",),
             ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"), "vpdpbusd512", 16,
-            Tile(8, 2, 1), Tile(4, 2, 2), Tile(1, 4, 4), 8, 3),
+            Tile(8, 2, 1), Tile(4, 2, 2), Tile(1, 2, 1), 8, 3),
     Variant("avxvnni", "x86_64", _LINUX_X86, "x86-64-v3", ("+avxvnni",),
             ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 6, 3),
     Variant("avx2", "x86_64", _LINUX_X86, "x86-64-v3", (),
