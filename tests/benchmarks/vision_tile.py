@@ -103,6 +103,10 @@ def package_tower(path: Path) -> tuple[Path, NDArray[np.float32]]:
     return package.graph("vision_encoder"), normalize(cut_tiles(image, plan_tiles(*image.shape[:2], spec), spec), spec)
 
 
+SETTLE_S = 0.3
+"""Before each run: the threads of the runtime before spin for a while and would take a core from this one."""
+
+
 def measure(encoders: dict[str, Encode], pixels: NDArray[np.float32], rounds: int) -> dict[str, dict[str, float]]:
     """Runs the encoders in turn; returns per name the medians of wall and CPU seconds a tile."""
     wall: dict[str, list[float]] = {name: [] for name in encoders}
@@ -111,6 +115,7 @@ def measure(encoders: dict[str, Encode], pixels: NDArray[np.float32], rounds: in
         encode(pixels)
     for _ in range(rounds):
         for name, encode in encoders.items():
+            time.sleep(SETTLE_S)
             cpu_before, before = cpu_s(), time.perf_counter()
             encode(pixels)
             wall[name].append((time.perf_counter() - before) / len(pixels))
