@@ -31,7 +31,7 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
 
     dot, offset = dot_function(variant, bits)
     short = short_dot(variant, bits)
-    short_add, short_fold = short or (None, None)
+    short_add, short_fold = short or (dot, dot)
     lanes, rows, blocks, at_once = variant.lanes, tile.rows, tile.blocks, tile.vectors
     parts = COLUMNS // lanes
     """Vectors in a block of 16 columns."""
