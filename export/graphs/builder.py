@@ -38,6 +38,7 @@ ELEMENT_TYPES: dict[str, int] = {
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
     "uint8": TensorProto.UINT8,
+    "bool": TensorProto.BOOL,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgevlm.errors import UnsupportedModelError
 from export.archspec import ConnectorSpec, LinearSpec
-from export.graphs.ops.cpu import CpuOps
+from export.graphs.ops.forms import Ops
 from export.graphs.supported import check_supported
 
 
@@ -13,7 +13,7 @@ def tokens_per_tile(spec: ConnectorSpec, grid: int) -> int:
     return (_padded(spec, grid) // spec.factor) ** 2 if spec.reduce == "s2d" else grid * grid
 
 
-def build_connector(ops: CpuOps, spec: ConnectorSpec, names: dict[str, str], x: str, grid: int, width: int) -> str:
+def build_connector(ops: Ops, spec: ConnectorSpec, names: dict[str, str], x: str, grid: int, width: int) -> str:
     """Builds the connector's nodes on features of grid x grid patches and returns the value of the image features."""
     check_supported(spec)
     builder = ops.builder
@@ -45,5 +45,5 @@ def _padded(spec: ConnectorSpec, grid: int) -> int:
     return grid + (-grid) % spec.factor
 
 
-def _out_features(ops: CpuOps, linear: LinearSpec, stem: str) -> int:
-    return linear.out or ops.storage.tensors.shape(f"{stem}.weight")[0]
+def _out_features(ops: Ops, linear: LinearSpec, stem: str) -> int:
+    return linear.out or ops.storage.shape(f"{stem}.weight")[0]

@@ -5,30 +5,20 @@ from __future__ import annotations
 from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.spec import CacheEntry
 from export.archspec import LMSpec, RopeSpec
-from export.graphs.ops.cpu import CacheLengths, CpuOps
+from export.graphs.ops.forms import Ops
 from export.graphs.ops.storage import Table
 from export.graphs.positions import rope_tables
 from export.graphs.supported import check_supported
 
 
-def build_decoder(ops: CpuOps, spec: LMSpec, names: dict[str, str], tied_table: Table | None) -> tuple[CacheEntry, ...]:
+def build_decoder(ops: Ops, spec: LMSpec, names: dict[str, str], tied_table: Table | None) -> tuple[CacheEntry, ...]:
     """Builds the graph's nodes; `tied_table` is the embedding when the head is tied. Returns the cache entries."""
     _check(spec)
     builder = ops.builder
     ops.storage.part = "layers"
-    embeds = builder.input("inputs_embeds", "float32", ("batch", "tokens", spec.hidden))
-    mask = builder.input("attention_mask", "int64", ("batch", "total_tokens"))
-    positions = builder.input("position_ids", "int64", ("batch", "tokens"))
-    n_rows = builder.input("num_logits_to_keep", "int64", ())
     cache = tuple(entry for i in range(len(spec.layer_kinds)) for entry in _cache_entries(spec, i))
-    for entry in cache:
-        _, kv_heads, _, dim = ("batch", *entry.shape)
-        builder.input(entry.past_name, "float32", ("batch", kv_heads, "past_tokens", dim))
-
-    with builder.scope("model", "lengths"):
-        lengths = ops.cache_lengths(mask)
     rope = dict(spec.ropes)["full"]
-    tables = ops.rope_tables("full", *rope_tables(rope, spec.head_dim[0], spec.context))
+    embeds = ops.decoder_inputs(spec.hidden, cache, *rope_tables(rope, spec.head_dim[0], spec.context))
 
     with builder.scope("model", "layers.0", "input_layernorm"):
         normed = ops.rms_norm(embeds, names["input_norm"].format(i=0), spec.hidden, spec.norm_eps)
@@ -36,7 +26,7 @@ def build_decoder(ops: CpuOps, spec: LMSpec, names: dict[str, str], tied_table: 
     for i in range(last + 1):
         layer = {role: name.format(i=i) for role, name in names.items()}
         with builder.scope("model", f"layers.{i}", "attn"):
-            attended = _attention(ops, spec, i, layer, normed, positions, tables, lengths)
+            attended = _attention(ops, spec, i, layer, normed)
         with builder.scope("model", f"layers.{i}", "post_attention_layernorm"):
             normed, residual = ops.add_rms_norm(residual, attended, layer["post_norm"], spec.hidden, spec.norm_eps)
         with builder.scope("model", f"layers.{i}", "mlp"):
@@ -47,14 +37,11 @@ def build_decoder(ops: CpuOps, spec: LMSpec, names: dict[str, str], tied_table: 
                 normed, residual = ops.add_rms_norm(residual, hidden, stem, spec.hidden, spec.norm_eps)
 
     with builder.scope("model", "norm"):
-        residual, hidden = ops.last_rows(residual, n_rows), ops.last_rows(hidden, n_rows)
+        residual, hidden = ops.kept_rows(residual, hidden)
         normed, _ = ops.add_rms_norm(residual, hidden, names["final_norm"], spec.hidden, spec.norm_eps, keep_sum=False)
     with builder.scope("lm_head"):
-        logits = ops.head(normed, tied_table or _stored_head(ops, spec, names))
-    builder.output("logits", logits, "float32", ("batch", "kept_tokens", spec.vocab))
-    for entry in cache:
-        kv_heads, _, dim = entry.shape
-        builder.output(entry.present_name, entry.present_name, "float32", ("batch", kv_heads, "total_tokens", dim))
+        logits = ops.head(normed, names["embed" if spec.tied else "lm_head"], spec.vocab, spec.hidden, tied_table)
+    ops.decoder_outputs(logits, spec.vocab, cache)
     return cache
 
 
@@ -84,16 +71,7 @@ def _cache_entries(spec: LMSpec, i: int) -> tuple[CacheEntry, CacheEntry]:
     )
 
 
-def _attention(
-    ops: CpuOps,
-    spec: LMSpec,
-    i: int,
-    layer: dict[str, str],
-    x: str,
-    positions: str,
-    tables: tuple[str, str],
-    lengths: CacheLengths,
-) -> str:
+def _attention(ops: Ops, spec: LMSpec, i: int, layer: dict[str, str], x: str) -> str:
     builder = ops.builder
     n_query, n_key = spec.heads * spec.head_dim[i], spec.kv_heads[i] * spec.head_dim[i]
     projected = []
@@ -101,19 +79,14 @@ def _attention(
         with builder.scope(f"{role}_proj"):
             projected.append(ops.linear(x, layer[role], spec.hidden, n_out, spec.bias_qkv))
     query, key, value = projected
-    query = ops.rope(query, positions, tables, "q_rotary")
-    key = ops.rope(key, positions, tables, "k_rotary")
-    past = (f"past_key_values.{i}.key", f"past_key_values.{i}.value")
-    attended, present_key, present_value = ops.cached_attention(
-        (query, key, value), past, lengths, spec.heads, spec.kv_heads[i], spec.attn_scale
+    attended = ops.cached_attention(
+        (query, key, value), i, spec.heads, spec.kv_heads[i], spec.head_dim[i], spec.attn_scale
     )
-    builder.rename(present_key, f"present.{i}.key")
-    builder.rename(present_value, f"present.{i}.value")
     with builder.scope("o_proj"):
         return ops.linear(attended, layer["o"], n_query, spec.hidden, spec.bias_o)
 
 
-def _mlp(ops: CpuOps, spec: LMSpec, i: int, layer: dict[str, str], x: str) -> str:
+def _mlp(ops: Ops, spec: LMSpec, i: int, layer: dict[str, str], x: str) -> str:
     builder, width = ops.builder, spec.mlp[i]
     with builder.scope("gate_proj"):
         gate = ops.linear(x, layer["gate"], spec.hidden, width, spec.bias_mlp)
@@ -122,10 +95,3 @@ def _mlp(ops: CpuOps, spec: LMSpec, i: int, layer: dict[str, str], x: str) -> st
     gated = builder.node("Mul", [ops.activation(gate, spec.mlp_act), up], name="Mul")
     with builder.scope("down_proj"):
         return ops.linear(gated, layer["down"], width, spec.hidden, spec.bias_mlp)
-
-
-def _stored_head(ops: CpuOps, spec: LMSpec, names: dict[str, str]) -> Table:
-    """Writes an untied head into this graph's own data file."""
-    ops.storage.part = "head"
-    name = f"{names['lm_head']}.weight"
-    return ops.storage.rows(ops.builder, name, (spec.vocab, spec.hidden), ops.storage.scheme_for(name))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError, UnsupportedModelError
 from export.archspec import VisionSpec
-from export.graphs.ops.cpu import CpuOps
+from export.graphs.ops.forms import Ops
 from export.graphs.positions import bicubic_table, bucket_positions
 from export.graphs.supported import check_supported
 
 Float32 = NDArray[np.float32]
 
+POSITIONS, CLS = "vision.positions", "vision.cls"
+"""Names of what is computed from the position table, as the graph stores it."""
 
-def build_tower(ops: CpuOps, spec: VisionSpec, names: dict[str, str], pixels: str) -> str:
+
+def build_tower(ops: Ops, spec: VisionSpec, names: dict[str, str], pixels: str) -> str:
     """Builds the tower's nodes and returns the value of its features, after the final norm and without CLS."""
     _check(spec)
     builder = ops.builder
@@ -28,8 +33,7 @@ def build_tower(ops: CpuOps, spec: VisionSpec, names: dict[str, str], pixels: st
             x = _block(ops, spec, layer, x)
     with builder.scope("vision", "norm"):
         if spec.cls:
-            start, end, axis = (builder.constant([value]) for value in (1, 1 + grid * grid, 1))
-            x = builder.node("Slice", [x, start, end, axis], name="DropCLS")
+            x = ops.drop_first_row(x, grid * grid)
         return ops.layer_norm(x, names["final_norm"], spec.width, spec.norm_eps)
 
 
@@ -49,22 +53,29 @@ def _check(spec: VisionSpec) -> None:
         )
 
 
-def _embed(ops: CpuOps, spec: VisionSpec, names: dict[str, str], pixels: str, grid: int) -> str:
+def _embed(ops: Ops, spec: VisionSpec, names: dict[str, str], pixels: str, grid: int) -> str:
     builder = ops.builder
     x = ops.patch_embedding(pixels, names["patch"], spec.width, spec.patch, grid, spec.patch_bias)
-    table = _positions(ops, spec, names)
-    patches = _resampled(spec, table[1:] if spec.cls else table, grid)
-    x = builder.node("Add", [x, builder.weight("vision.positions", patches[None])], name="AddPositions")
+
+    @functools.cache
+    def table() -> Float32:
+        return _positions(ops, spec, names)
+
+    def patches() -> Float32:
+        return _resampled(spec, table()[1:] if spec.cls else table(), grid)[None]
+
+    def cls_row() -> Float32:
+        cls = ops.storage.read(names["cls"].removeprefix("="), (1, 1, spec.width))
+        return np.asarray(cls + table()[None, :1], np.float32)
+
+    positions = ops.storage.derived(POSITIONS, (1, grid * grid, spec.width), patches)
+    x = builder.node("Add", [x, builder.weight(POSITIONS, positions)], name="AddPositions")
     if not spec.cls:
         return x
-    cls = ops.storage.read(names["cls"].removeprefix("="), (1, 1, spec.width)) + table[None, :1]
-    n_tiles = builder.node("Shape", [x], name="Shape", end=1)
-    shape = builder.node("Concat", [n_tiles, builder.constant([1, spec.width])], name="ClsShape", axis=0)
-    cls_rows = builder.node("Expand", [builder.weight("vision.cls", cls), shape], name="Expand")
-    return builder.node("Concat", [cls_rows, x], name="Concat", axis=1)
+    return ops.prepend_row(x, CLS, ops.storage.derived(CLS, (1, 1, spec.width), cls_row))
 
 
-def _positions(ops: CpuOps, spec: VisionSpec, names: dict[str, str]) -> Float32:
+def _positions(ops: Ops, spec: VisionSpec, names: dict[str, str]) -> Float32:
     """The stored table (positions, width), CLS first when there is one."""
     n_positions = spec.pos_grid**2 + int(spec.cls)
     name = names["pos"]
@@ -89,7 +100,7 @@ def _resampled(spec: VisionSpec, table: Float32, grid: int) -> Float32:
     return np.ascontiguousarray(stored[index][:, index].reshape(-1, spec.width))
 
 
-def _block(ops: CpuOps, spec: VisionSpec, layer: dict[str, str], x: str) -> str:
+def _block(ops: Ops, spec: VisionSpec, layer: dict[str, str], x: str) -> str:
     builder, width = ops.builder, spec.width
     with builder.scope("norm1"):
         normed = ops.layer_norm(x, layer["norm1"], width, spec.norm_eps)
@@ -99,7 +110,7 @@ def _block(ops: CpuOps, spec: VisionSpec, layer: dict[str, str], x: str) -> str:
             with builder.scope(f"{role}_proj"):
                 projected.append(ops.linear(normed, layer[role], width, width, spec.bias_qkv))
         query, key, value = projected
-        attended = ops.full_attention((query, key, value), spec.heads, spec.attn_scale)
+        attended = ops.full_attention((query, key, value), spec.heads, spec.head_dim, spec.attn_scale)
         with builder.scope("o_proj"):
             attended = ops.linear(attended, layer["o"], width, width, spec.bias_out, _scale(ops, spec, layer, "scale1"))
         x = builder.node("Add", [x, attended], name="Add")
@@ -116,6 +127,6 @@ def _block(ops: CpuOps, spec: VisionSpec, layer: dict[str, str], x: str) -> str:
         return builder.node("Add", [x, hidden], name="Add")
 
 
-def _scale(ops: CpuOps, spec: VisionSpec, layer: dict[str, str], role: str) -> Float32 | None:
+def _scale(ops: Ops, spec: VisionSpec, layer: dict[str, str], role: str) -> Float32 | None:
     """Layer scale is folded into the linear before it: rows of the weight, and the bias."""
-    return ops.storage.read(layer[role].removeprefix("="), (spec.width,)) if spec.layer_scale else None
+    return ops.storage.row_scale(layer[role].removeprefix("="), (spec.width,)) if spec.layer_scale else None

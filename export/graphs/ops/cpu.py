@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.spec import CacheEntry
 from export.archspec import Activation
 from export.graphs.builder import INT64_MAX, GraphBuilder
 from export.graphs.ops.storage import Storage, Table
@@ -33,12 +34,23 @@ class CacheLengths:
     """() int32."""
 
 
+@dataclass(frozen=True)
+class _Positions:
+    """What every attention of a decoder shares."""
+
+    ids: str
+    tables: tuple[str, str]
+    lengths: CacheLengths
+
+
 class CpuOps:
     """Adds nodes to `builder`; `storage` reads, quantises and writes the weights."""
 
     def __init__(self, builder: GraphBuilder, storage: Storage) -> None:
         self.builder = builder
         self.storage = storage
+        self._positions: _Positions | None = None
+        self._n_rows = ""
 
     def linear(
         self, x: str, stem: str, in_features: int, out_features: int, bias: bool, row_scale: Float32 | None = None
@@ -60,13 +72,18 @@ class CpuOps:
         table = storage.rows(builder, name, (out_features, in_features), scheme, row_scale)
         return self._matmul_nbits(x, table, bias_value)
 
-    def head(self, x: str, table: Table) -> str:
+    def head(self, x: str, stem: str, vocab: int, hidden: int, table: Table | None) -> str:
         """x (B, K, D) → logits (B, K, vocab) by a table (vocab, D), which may be another graph's.
 
+        Without `table`, `stem`.weight is written into this graph's own data file.
         Float tables are used as they lie, by a Gemm that transposes while it packs: neither disk nor graph holds a
         transposed copy.
         """
         builder = self.builder
+        if table is None:
+            self.storage.part = "head"
+            name = f"{stem}.weight"
+            table = self.storage.rows(builder, name, (vocab, hidden), self.storage.scheme_for(name))
         if table.scheme.kind in ("int4", "int8"):
             return self._matmul_nbits(x, table, "")
         values = builder.shared_weight(table.name, table.values)
@@ -139,17 +156,23 @@ class CpuOps:
             return builder.node("Relu", [x], name="Relu")
         return builder.node("Gelu", [x], name="Gelu", approximate="tanh" if act == "gelu_tanh" else "none")
 
-    def rope_tables(self, kind: str, cosines: Float32, sines: Float32) -> tuple[str, str]:
-        """Stores the tables (context, rotary_dim / 2) of one kind of layer, for all of its layers."""
-        return self.builder.weight(f"rope.{kind}.cos", cosines), self.builder.weight(f"rope.{kind}.sin", sines)
+    def decoder_inputs(self, hidden: int, cache: tuple[CacheEntry, ...], cosines: Float32, sines: Float32) -> str:
+        """Declares symbolic inputs; the tables (context, rotary_dim / 2) serve every layer. Returns inputs_embeds."""
+        builder = self.builder
+        embeds = builder.input("inputs_embeds", "float32", ("batch", "tokens", hidden))
+        mask = builder.input("attention_mask", "int64", ("batch", "total_tokens"))
+        positions = builder.input("position_ids", "int64", ("batch", "tokens"))
+        self._n_rows = builder.input("num_logits_to_keep", "int64", ())
+        for entry in cache:
+            kv_heads, _, dim = entry.shape
+            builder.input(entry.past_name, "float32", ("batch", kv_heads, "past_tokens", dim))
+        with builder.scope("model", "lengths"):
+            lengths = self._cache_lengths(mask)
+        tables = (builder.weight("rope.full.cos", cosines), builder.weight("rope.full.sin", sines))
+        self._positions = _Positions(positions, tables, lengths)
+        return embeds
 
-    def rope(self, x: str, position_ids: str, tables: tuple[str, str], name: str) -> str:
-        """x (B, T, heads * E) rotated by halves; the head count follows from the tables' width."""
-        return self.builder.node(
-            "RotaryEmbedding", [x, position_ids, *tables], name=name, domain=MICROSOFT, interleaved=0
-        )
-
-    def cache_lengths(self, attention_mask: str) -> CacheLengths:
+    def _cache_lengths(self, attention_mask: str) -> CacheLengths:
         """Sums and length of attention_mask (B, P + T), as GroupQueryAttention wants them."""
         builder = self.builder
         n_valid = builder.node("ReduceSum", [attention_mask, builder.constant([1])], name="ReduceSum", keepdims=0)
@@ -162,18 +185,17 @@ class CpuOps:
         )
 
     def cached_attention(
-        self,
-        qkv: tuple[str, str, str],
-        past: tuple[str, str],
-        lengths: CacheLengths,
-        heads: int,
-        kv_heads: int,
-        scale: float | None,
-    ) -> tuple[str, str, str]:
-        """Causal attention over past and present; returns output (B, T, H * E), present key, present value."""
-        output, key, value = self.builder.nodes(
+        self, qkv: tuple[str, str, str], layer: int, heads: int, kv_heads: int, head_dim: int, scale: float | None
+    ) -> str:
+        """Causal attention over past and present, rotated by halves; present takes the place of past."""
+        builder = self.builder
+        query, key, value = qkv
+        query, key = self._rope(query, "q_rotary"), self._rope(key, "k_rotary")
+        lengths = self._shared().lengths
+        past = (f"past_key_values.{layer}.key", f"past_key_values.{layer}.value")
+        output, present_key, present_value = builder.nodes(
             "GroupQueryAttention",
-            [*qkv, *past, lengths.seqlens_k, lengths.total_length],
+            [query, key, value, *past, lengths.seqlens_k, lengths.total_length],
             3,
             name="GroupQueryAttention",
             domain=MICROSOFT,
@@ -182,9 +204,35 @@ class CpuOps:
             scale=scale,
             do_rotary=0,
         )
-        return output, key, value
+        builder.rename(present_key, f"present.{layer}.key")
+        builder.rename(present_value, f"present.{layer}.value")
+        return output
 
-    def full_attention(self, qkv: tuple[str, str, str], heads: int, scale: float | None) -> str:
+    def _rope(self, x: str, name: str) -> str:
+        """x (B, T, heads * E) rotated by halves; the head count follows from the tables' width."""
+        shared = self._shared()
+        return self.builder.node(
+            "RotaryEmbedding", [x, shared.ids, *shared.tables], name=name, domain=MICROSOFT, interleaved=0
+        )
+
+    def _shared(self) -> _Positions:
+        if self._positions is None:
+            raise ValueError(f"{self.builder.name}: attention was built before decoder_inputs")
+        return self._positions
+
+    def kept_rows(self, residual: str, x: str) -> tuple[str, str]:
+        """The last num_logits_to_keep rows."""
+        return self._last_rows(residual), self._last_rows(x)
+
+    def decoder_outputs(self, logits: str, vocab: int, cache: tuple[CacheEntry, ...]) -> None:
+        """Declares logits and the whole cache, old rows included."""
+        self.builder.output("logits", logits, "float32", ("batch", "kept_tokens", vocab))
+        for entry in cache:
+            kv_heads, _, dim = entry.shape
+            name = entry.present_name
+            self.builder.output(name, name, "float32", ("batch", kv_heads, "total_tokens", dim))
+
+    def full_attention(self, qkv: tuple[str, str, str], heads: int, head_dim: int, scale: float | None) -> str:
         """Attention without a mask: (C, V, width) each → (C, V, width)."""
         return self.builder.node(
             "MultiHeadAttention",
@@ -195,10 +243,10 @@ class CpuOps:
             scale=scale,
         )
 
-    def last_rows(self, x: str, n_rows: str) -> str:
-        """x (B, T, D) → its last `n_rows` (int64 scalar) rows; 0 keeps all of them."""
+    def _last_rows(self, x: str) -> str:
+        """x (B, T, D) → its last num_logits_to_keep (int64 scalar) rows; 0 keeps all of them."""
         builder = self.builder
-        start = builder.node("Neg", [n_rows], name="Neg")
+        start = builder.node("Neg", [self._n_rows], name="Neg")
         start = builder.node("Unsqueeze", [start, builder.constant([0])], name="Unsqueeze")
         return builder.node("Slice", [x, start, builder.constant([INT64_MAX]), builder.constant([1])], name="LastRows")
 
@@ -211,6 +259,19 @@ class CpuOps:
         patches = builder.node("Conv", inputs, name="Conv", kernel_shape=[patch, patch], strides=[patch, patch])
         flat = builder.node("Reshape", [patches, builder.constant([0, width, grid * grid])], name="Reshape")
         return builder.node("Transpose", [flat], name="Transpose", perm=[0, 2, 1])
+
+    def prepend_row(self, x: str, name: str, row: Float32) -> str:
+        """x (C, V, W) → (C, 1 + V, W) with `row` (1, 1, W) first in each tile."""
+        builder = self.builder
+        n_tiles = builder.node("Shape", [x], name="Shape", end=1)
+        shape = builder.node("Concat", [n_tiles, builder.constant([1, row.shape[-1]])], name="ClsShape", axis=0)
+        rows = builder.node("Expand", [builder.weight(name, row), shape], name="Expand")
+        return builder.node("Concat", [rows, x], name="Concat", axis=1)
+
+    def drop_first_row(self, x: str, n_rows: int) -> str:
+        """x (C, 1 + n_rows, W) → (C, n_rows, W)."""
+        start, end, axis = (self.builder.constant([value]) for value in (1, 1 + n_rows, 1))
+        return self.builder.node("Slice", [x, start, end, axis], name="DropCLS")
 
     def space_to_depth(self, x: str, grid: int, width: int, factor: int, pad_to: int) -> str:
         """x (C, grid * grid, W) → (C, (pad_to / f)^2, f * f * W), channels in (dy, dx, channel) order.

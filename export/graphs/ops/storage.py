@@ -80,6 +80,21 @@ class Storage:
         self._count(values.size, values.nbytes)
         return values
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape in the checkpoint."""
+        return self.tensors.shape(name)
+
+    def row_scale(self, name: str, shape: tuple[int, ...]) -> Float32 | None:
+        """Factors that a linear's rows take before they are stored."""
+        return self.read(name, shape)
+
+    def derived(self, name: str, shape: tuple[int, ...], compute: Callable[[], Float32]) -> Float32:
+        """What export stores as `name`: computed here."""
+        values = compute()
+        if values.shape != shape:
+            raise ValueError(f"{name} has the shape {values.shape}, the graph wants {shape}")
+        return values
+
     def transposed(
         self, builder: GraphBuilder, name: str, shape: tuple[int, int], scheme: Scheme, row_scale: Float32 | None
     ) -> str:

@@ -1,0 +1,1 @@
+"""The same package on an NPU: fixed graphs, static ranges, context binaries."""

@@ -1,0 +1,107 @@
+"""build_npu_graphs: a package's model as fixed float graphs, by the builders that made its CPU graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, TILE_BATCHES
+from edgevlm.errors import PackageError
+from edgevlm.package import Package
+from export.archs import arch_spec
+from export.archspec import ArchSpec, VisionSpec
+from export.graphs.builder import GraphBuilder, StoredBytes
+from export.graphs.connector import build_connector, tokens_per_tile
+from export.graphs.decoder import build_decoder
+from export.graphs.ops.npu import DecoderShape, NpuOps
+from export.graphs.vision import build_tower
+from export.npu.weights import PackageWeights
+
+Float32 = NDArray[np.float32]
+
+PREFILL, DECODE = "prefill", "decode"
+
+
+@dataclass(frozen=True)
+class NpuGraph:
+    """One fixed graph on disk; `data` lies beside it."""
+
+    name: str
+    """prefill, decode, vision_4 or vision_1."""
+    path: Path
+
+
+def build_npu_graphs(
+    package: Package,
+    directory: Path,
+    *,
+    context: int,
+    key_centres: list[Float32] | None = None,
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS,
+    tile_batches: tuple[int, ...] = TILE_BATCHES,
+) -> list[NpuGraph]:
+    """Writes <name>.onnx and their data files into `directory`; a tower's graphs come when the package has one.
+
+    `context` is the number of cache rows that each call takes, used or not.
+    """
+    weights = PackageWeights(package)
+    spec = package_spec(package, weights)
+    directory.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, StoredBytes] = {}
+    graphs = []
+    if spec.language is not None:
+        for name, n_tokens in ((PREFILL, chunk_tokens), (DECODE, 1)):
+            with _graph(directory, name) as builder:
+                shape = DecoderShape(n_tokens, context)
+                ops = NpuOps(builder, weights, decoder=shape, key_centres=key_centres, stored=stored)
+                build_decoder(ops, spec.language, spec.names.language, None)
+            graphs.append(NpuGraph(name, directory / f"{name}.onnx"))
+    if spec.vision is not None:
+        for tiles in tile_batches:
+            with _graph(directory, f"vision_{tiles}") as builder:
+                _tower(NpuOps(builder, weights, tiles=tiles, stored=stored), spec, spec.vision)
+            graphs.append(NpuGraph(f"vision_{tiles}", directory / f"vision_{tiles}.onnx"))
+    return graphs
+
+
+def package_spec(package: Package, weights: PackageWeights) -> ArchSpec:
+    """Returns the ArchSpec of a package, from the config.json that it carries."""
+    carried = [entry.path for entry in package.manifest.files if "/" not in entry.path]
+    files = {path: package.file(path).read_bytes() for path in carried}
+    if "config.json" not in files:
+        raise PackageError(f"{package.path}: there is no config.json, which the NPU's graphs are built from")
+    spec = arch_spec(json.loads(files["config.json"]), files)
+    if spec.language is None:
+        return spec
+    tied = not weights.has(f"{spec.names.language['lm_head']}.weight")
+    return dataclasses.replace(spec, language=dataclasses.replace(spec.language, tied=tied))
+
+
+@contextmanager
+def _graph(directory: Path, name: str) -> Iterator[GraphBuilder]:
+    """A graph that is written when the block ends without an error."""
+    with GraphBuilder(name, directory / f"{name}.onnx_data") as builder:
+        yield builder
+        builder.finish(directory / f"{name}.onnx")
+
+
+def _tower(ops: NpuOps, spec: ArchSpec, vision: VisionSpec) -> None:
+    grid, side = vision.image_px // vision.patch, vision.image_px
+    n_tokens, width = grid * grid, vision.width
+    pixels = ops.builder.input("pixel_values", "float32", (ops.tiles, 3, side, side))
+    features = build_tower(ops, vision, spec.names.vision, pixels)
+    if spec.connector is not None:
+        features = build_connector(ops, spec.connector, spec.names.connector, features, grid, width)
+        n_tokens = tokens_per_tile(spec.connector, grid)
+        last = len(spec.connector.linears) - 1
+        width = (
+            spec.connector.linears[-1].out or ops.storage.shape(f"{spec.names.connector[f'linear.{last}']}.weight")[0]
+        )
+    ops.builder.output("image_features", features, "float32", (ops.tiles, n_tokens, width))

@@ -1,0 +1,137 @@
+"""PackageWeights: what a package's CPU graphs store, read back for the NPU's builders. No checkpoint is needed again.
+
+Codes, scales and zero points are handed on as they lie, so that both forms of a model have the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import PackageError
+from edgevlm.package import Package
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """MatMulNBits' inputs for one tensor (rows, width)."""
+
+    name: str
+    rows: int
+    width: int
+    bits: int
+    block: int
+    codes: NDArray[np.uint8]
+    """(rows, n_blocks, block * bits / 8)."""
+    scales: Float32
+    """(rows, n_blocks)."""
+    zero_points: NDArray[np.uint8] | None
+    """(rows, packed), or None for the middle of the range."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    path: Path
+    tensor: Any
+    is_transposed: bool
+    """A MatMul reads it, as (K, N)."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    bits: int
+    block: int
+
+
+class PackageWeights:
+    """The Weights protocol on a package; `part` is kept for the builders and read by nobody here."""
+
+    def __init__(self, package: Package) -> None:
+        import onnx
+
+        self.part = ""
+        self._package = package
+        self._stored: dict[str, _Stored] = {}
+        self._forms: dict[str, _Form] = {}
+        for entry in package.manifest.graphs:
+            path = package.graph(entry.name)
+            graph = onnx.load(path, load_external_data=False).graph
+            right_sides = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+            for node in graph.node:
+                # a float16 weight is cast before its MatMul
+                if node.op_type == "Cast" and node.output[0] in right_sides:
+                    right_sides.add(node.input[0])
+                if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+                    number = {attribute.name: attribute.i for attribute in node.attribute}
+                    codes = node.input[1 if node.op_type == "MatMulNBits" else 0]
+                    self._forms[codes.removesuffix(".codes")] = _Form(number["bits"], number["block_size"])
+            for tensor in graph.initializer:
+                self._stored[tensor.name] = _Stored(path, tensor, tensor.name in right_sides)
+
+    def has(self, name: str) -> bool:
+        """Returns whether the package stores a tensor of this name, in any form."""
+        return name in self._stored or name in self._forms
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Float32:
+        """Returns a float tensor. Raises PackageError when the package has none of this shape."""
+        values = self._values(name)
+        if values.shape != shape:
+            raise PackageError(f"{self._package.path}: {name!r} has the shape {values.shape}, expected {shape}")
+        return values.astype(np.float32)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns a tensor's shape as the checkpoint had it; of a quantised one (rows, width) with whole blocks."""
+        if name in self._forms:
+            form, codes = self._forms[name], self._values(f"{name}.codes")
+            return (codes.shape[0], int(np.prod(codes.shape[1:])) * 8 // form.bits)
+        stored = self._entry(name)
+        dims = tuple(stored.tensor.dims)
+        return dims[::-1] if stored.is_transposed else dims
+
+    def row_scale(self, name: str, shape: tuple[int, ...]) -> Float32 | None:
+        """None: the package's rows are scaled already."""
+        return None
+
+    def derived(self, name: str, shape: tuple[int, ...], compute: Callable[[], Float32]) -> Float32:
+        """Returns what export computed."""
+        return self.read(name, shape)
+
+    def quantised(self, name: str, shape: tuple[int, int]) -> QuantisedWeight | None:
+        """Returns a weight's codes, or None when the package stores it as floats."""
+        form = self._forms.get(name)
+        if form is None:
+            return None
+        rows, width = shape
+        n_blocks = -(-width // form.block)
+        codes = self._values(f"{name}.codes").reshape(rows, n_blocks, form.block * form.bits // 8)
+        zero_points = None
+        if f"{name}.zero_points" in self._stored:
+            zero_points = self._values(f"{name}.zero_points").reshape(rows, -1)
+        scales = self._values(f"{name}.scales").reshape(rows, n_blocks).astype(np.float32)
+        return QuantisedWeight(name, rows, width, form.bits, form.block, codes, scales, zero_points)
+
+    def float_rows(self, name: str, shape: tuple[int, int]) -> Float32:
+        """Returns a float weight as (rows, width), whichever way it lies."""
+        if self._entry(name).is_transposed:
+            return np.ascontiguousarray(self.read(name, shape[::-1]).T)
+        return self.read(name, shape)
+
+    def _values(self, name: str) -> NDArray[Any]:
+        import onnx
+
+        stored = self._entry(name)
+        values: NDArray[Any] = onnx.numpy_helper.to_array(stored.tensor, str(stored.path.parent))
+        return values
+
+    def _entry(self, name: str) -> _Stored:
+        stored = self._stored.get(name)
+        if stored is None:
+            raise PackageError(f"{self._package.path}: the graphs hold no tensor {name!r}; export the package again")
+        return stored
