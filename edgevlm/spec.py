@@ -217,6 +217,55 @@ class CompiledEntry:
 
 
 @dataclass(frozen=True)
+class NpuGraph:
+    """One fixed graph: 'prefill', 'decode', 'vision_4' or 'vision_1'."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class NpuTarget:
+    """Context binaries for one generation of the NPU."""
+
+    arch: str
+    """'v75'; the directory lib/qnn-htp-v75 holds it."""
+    soc: str
+    """The chip that it was compiled for, 'SM8650'."""
+    graphs: tuple[NpuGraph, ...]
+    """ONNX files around the binaries, as onnxruntime loads them."""
+    binaries: tuple[str, ...]
+    sdk: str
+    """Package and version of the compiler."""
+    on_cpu: tuple[str, ...] = ()
+    """Nodes that run on the CPU, each of an operator in `allow_cpu`; empty means that all run on the NPU."""
+
+
+@dataclass(frozen=True)
+class NpuEntry:
+    """The package as fixed, statically quantised graphs, and what they were compiled to."""
+
+    context: int
+    """Cache rows that each call takes: the longest conversation."""
+    chunk_tokens: int
+    """Tokens of one prefill call, right-padded."""
+    tile_batches: tuple[int, ...]
+    """Tiles of one vision call, largest first; empty without a tower."""
+    graphs: tuple[NpuGraph, ...]
+    """Quantised ONNX graphs: what the binaries are made of, and the simulation that they are compared with."""
+    weights: str
+    """Data file of those graphs."""
+    ranges: str
+    """JSON: codes (scale, zero point, type) of every activation."""
+    range_method: Literal["minmax", "percentile", "mse"]
+    allow_cpu: tuple[str, ...] = ()
+    """Operators that the user let run on the CPU."""
+    targets: tuple[NpuTarget, ...] = ()
+    parity: tuple[ParityEntry, ...] = ()
+    """The simulation against float activations, beside the CPU graphs' own distance."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """edgevlm.json, whole."""
 
@@ -244,3 +293,4 @@ class Manifest:
     files: tuple[FileEntry, ...]
     compiled: tuple[CompiledEntry, ...] = ()
     device: DeviceEntry | None = None
+    npu: NpuEntry | None = None

@@ -82,7 +82,7 @@ class Graph:
             self._session = onnxruntime.InferenceSession(
                 str(path), _session_options(onnxruntime, n_threads, keep_buffers), providers=["CPUExecutionProvider"]
             )
-        except _ort_errors() as error:
+        except ort_errors() as error:
             raise PackageError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot open the graph ({_first_line(error)}); "
                 "export the package again"
@@ -126,7 +126,7 @@ class Graph:
         running.check()
         try:
             self._session.run_with_iobinding(binding.io, running.options)
-        except _ort_errors() as error:
+        except ort_errors() as error:
             running.check()
             raise BackendError(f"{self.path}: onnxruntime failed ({_first_line(error)})") from None
 
@@ -201,7 +201,8 @@ def _session_options(onnxruntime: Any, n_threads: int, keep_buffers: bool) -> An
     return options
 
 
-def _ort_errors() -> tuple[type[Exception], ...]:
+def ort_errors() -> tuple[type[Exception], ...]:
+    """Returns the exceptions that onnxruntime raises."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     declared = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))

@@ -30,7 +30,7 @@ PREFILL, DECODE = "prefill", "decode"
 
 
 @dataclass(frozen=True)
-class NpuGraph:
+class BuiltGraph:
     """One fixed graph on disk; `data` lies beside it."""
 
     name: str
@@ -46,10 +46,12 @@ def build_npu_graphs(
     key_centres: list[Float32] | None = None,
     chunk_tokens: int = PREFILL_CHUNK_TOKENS,
     tile_batches: tuple[int, ...] = TILE_BATCHES,
-) -> list[NpuGraph]:
+    all_logits: bool = False,
+) -> list[BuiltGraph]:
     """Writes <name>.onnx and their data files into `directory`; a tower's graphs come when the package has one.
 
-    `context` is the number of cache rows that each call takes, used or not.
+    `context` is the number of cache rows that each call takes, used or not; `all_logits` makes prefill return the
+    logits of every row.
     """
     weights = PackageWeights(package)
     spec = package_spec(package, weights)
@@ -59,15 +61,15 @@ def build_npu_graphs(
     if spec.language is not None:
         for name, n_tokens in ((PREFILL, chunk_tokens), (DECODE, 1)):
             with _graph(directory, name) as builder:
-                shape = DecoderShape(n_tokens, context)
+                shape = DecoderShape(n_tokens, context, all_logits)
                 ops = NpuOps(builder, weights, decoder=shape, key_centres=key_centres, stored=stored)
                 build_decoder(ops, spec.language, spec.names.language, None)
-            graphs.append(NpuGraph(name, directory / f"{name}.onnx"))
+            graphs.append(BuiltGraph(name, directory / f"{name}.onnx"))
     if spec.vision is not None:
         for tiles in tile_batches:
             with _graph(directory, f"vision_{tiles}") as builder:
                 _tower(NpuOps(builder, weights, tiles=tiles, stored=stored), spec, spec.vision)
-            graphs.append(NpuGraph(f"vision_{tiles}", directory / f"vision_{tiles}.onnx"))
+            graphs.append(BuiltGraph(f"vision_{tiles}", directory / f"vision_{tiles}.onnx"))
     return graphs
 
 

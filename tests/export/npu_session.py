@@ -82,7 +82,7 @@ class NpuGraphs:
             mask[..., :start] = True
             mask[..., CONTEXT:] = np.tril(np.ones((size, size), bool))
             positions = np.minimum(np.arange(start, start + size), CONTEXT - 1)
-            feed = {"inputs_embeds": padded, "attention_mask": mask, "position_ids": positions[None].astype(np.int32)}
+            feed = {"inputs_embeds": padded, "attention_mask": mask, "position_ids": positions.astype(np.int32)}
             feed |= cache
             if size > 1:
                 feed["last_row"] = np.array([n_rows - 1], np.int32)

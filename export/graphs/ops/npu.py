@@ -37,6 +37,8 @@ class DecoderShape:
     """T: tokens of one call."""
     past: int
     """P: rows of the cache that the host hands in, used or not."""
+    all_logits: bool = False
+    """Logits of every row instead of one, for calibration: a range must have seen more than last rows."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ class NpuOps:
         builder, shape = self.builder, self._decoder_shape()
         embeds = builder.input("inputs_embeds", "float32", (1, shape.tokens, hidden))
         mask = builder.input("attention_mask", "bool", (1, 1, shape.tokens, shape.past + shape.tokens))
-        positions = builder.input("position_ids", "int32", (1, shape.tokens))
-        if shape.tokens > 1:
+        positions = builder.input("position_ids", "int32", (shape.tokens,))
+        if shape.tokens > 1 and not shape.all_logits:
             self._last_row = builder.input("last_row", "int32", (1,))
         for entry in cache:
             builder.input(entry.past_name, "float32", cache_shape(entry, shape.past))
@@ -171,9 +173,7 @@ class NpuOps:
         with builder.scope("model", "rope"):
             for name, table in (("cos", cosines), ("sin", sines)):
                 weight = self._weight(f"rope.full.{name}", np.ascontiguousarray(table[None, None, : shape.past]))
-                # (1, 1, P, E / 2) by ids (1, T) on axis 2 would be of rank 5
-                ids = builder.node("Reshape", [positions, builder.constant([shape.tokens])], name=f"{name}_ids")
-                rows.append(builder.node("Gather", [weight, ids], name=name, axis=2))
+                rows.append(builder.node("Gather", [weight, positions], name=name, axis=2))
         self._shared = _Shared(rows[0], rows[1], mask)
         return embeds
 
@@ -224,9 +224,11 @@ class NpuOps:
 
     def decoder_outputs(self, logits: str, vocab: int, cache: tuple[CacheEntry, ...]) -> None:
         """Declares logits (1, 1, vocab) and each entry's new rows."""
-        self.builder.output("logits", logits, "float32", (1, 1, vocab))
+        shape = self._decoder_shape()
+        n_rows = shape.tokens if shape.all_logits else 1
+        self.builder.output("logits", logits, "float32", (1, n_rows, vocab))
         for entry in cache:
-            name, n_tokens = entry.present_name, self._decoder_shape().tokens
+            name, n_tokens = entry.present_name, shape.tokens
             self.builder.output(name, name, "float32", cache_shape(entry, n_tokens))
 
     # ---- the tower
