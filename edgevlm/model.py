@@ -14,6 +14,7 @@ import numpy as np
 
 from edgevlm.backends.native import NativeSession
 from edgevlm.backends.native_library import host_arch, library_path
+from edgevlm.backends.npu import simulated_session
 from edgevlm.backends.onnx import OnnxSession, check_context
 from edgevlm.backends.session import Float32, MemoryReport, Session
 from edgevlm.errors import BackendError, ContextFullError, UnsupportedModelError, UsageError
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 """{"role": ..., "content": text or a list of {"type": "text", "text": ...} and {"type": "image"}}."""
 
-BACKENDS = ("auto", "native", "onnx")
+BACKENDS = ("auto", "native", "onnx", "qnn", "qnn-sim")
+"""`auto` never takes an NPU: its answers differ in the last digits from the CPU's, so it is asked for by name."""
 MIN_ANSWER_TOKENS = 64
 """A prompt is accepted when at least this much of the answer, or max_new_tokens if that is less, fits behind it."""
 
@@ -63,7 +65,13 @@ def load(
     capacity = check_context(package, context)
     estimate = check_memory(package, capacity, memory_budget_bytes, native)
     session: Session
-    if backend == "onnx" or (backend == "auto" and native is None):
+    if backend == "qnn":
+        from edgevlm.backends.qnn import qnn_session
+
+        session = qnn_session(package, context=context)
+    elif backend == "qnn-sim":
+        session = simulated_session(package, context=context, threads=threads)
+    elif backend == "onnx" or (backend == "auto" and native is None):
         if not package.manifest.graphs:
             archs = ", ".join(entry.arch for entry in package.manifest.compiled)
             raise BackendError(
@@ -81,7 +89,7 @@ def _native_choice(
 ) -> NativeChoice | None:
     """The native engine where the package is compiled for this machine and the library is there, else None."""
     compiled = package.compiled(host_arch())
-    if backend == "onnx" or compiled is None or (backend == "auto" and not library_path().exists()):
+    if backend not in ("auto", "native") or compiled is None or (backend == "auto" and not library_path().exists()):
         if kv_bits is not None and backend != "native":
             raise UsageError("kv_bits is for the native backend; onnxruntime keeps a float cache")
         return None

@@ -17,7 +17,7 @@ from typing import Any
 
 from edgevlm.errors import PackageError
 from edgevlm.onnx_file import stored_tensors
-from edgevlm.spec import MANIFEST_NAME, SCHEMA_VERSION, CompiledEntry, GraphEntry, Manifest
+from edgevlm.spec import MANIFEST_NAME, SCHEMA_VERSION, CompiledEntry, GraphEntry, Manifest, NpuEntry
 from edgevlm.strict_json import from_json
 
 PARTIAL_SUFFIX = ".partial"
@@ -114,6 +114,8 @@ def open_package(path: str | Path) -> Package:
         _check_graph(root, graph, sizes)
     for entry in manifest.compiled:
         _check_compiled(root, entry, sizes)
+    if manifest.npu is not None:
+        _check_npu(root, manifest.npu, sizes)
     if manifest.device is not None:
         for relative in (manifest.device.tokenizer, manifest.device.chat):
             if relative is not None and relative not in sizes:
@@ -237,20 +239,36 @@ def _check_compiled(root: Path, entry: CompiledEntry, sizes: dict[str, int]) -> 
             )
 
 
+def _check_npu(root: Path, entry: NpuEntry, sizes: dict[str, int]) -> None:
+    compiled = [path for target in entry.targets for path in (*target.binaries, *(g.path for g in target.graphs))]
+    for relative in (entry.weights, entry.ranges, *(graph.path for graph in entry.graphs), *compiled):
+        if relative not in sizes:
+            raise PackageError(
+                f"{root / MANIFEST_NAME}: 'npu' uses {relative!r}, which 'files' lacks; compile the package again"
+            )
+    for graph in entry.graphs:
+        _check_stored(root, graph.path, (entry.weights,), sizes)
+
+
 def _check_graph(root: Path, graph: GraphEntry, sizes: dict[str, int]) -> None:
     for relative in (graph.path, *graph.data):
         _safe_join(root, relative)
         if relative not in sizes:
             raise PackageError(f"{root / MANIFEST_NAME}: graph {graph.name!r} uses {relative!r}, which 'files' lacks")
-    path = root / graph.path
-    if sizes[graph.path] > MAX_GRAPH_BYTES:
-        raise PackageError(f"{path}: {sizes[graph.path]} bytes is more than an ONNX file may have")
+    _check_stored(root, graph.path, graph.data, sizes)
+
+
+def _check_stored(root: Path, relative_path: str, data: tuple[str, ...], sizes: dict[str, int]) -> None:
+    """An ONNX file may only read the data files that the manifest gives it."""
+    path = root / relative_path
+    if sizes[relative_path] > MAX_GRAPH_BYTES:
+        raise PackageError(f"{path}: {sizes[relative_path]} bytes is more than an ONNX file may have")
     try:
         tensors = stored_tensors(path)
     except ValueError as error:
         raise PackageError(f"{path}: not a readable ONNX file ({error}); copy or export the package again") from None
-    folder = PurePosixPath(graph.path).parent
-    allowed = set(graph.data)
+    folder = PurePosixPath(relative_path).parent
+    allowed = set(data)
     for tensor in tensors:
         if tensor.location is None:
             continue

@@ -237,6 +237,8 @@ class NpuTarget:
     binaries: tuple[str, ...]
     sdk: str
     """Package and version of the compiler."""
+    shared_weights: bool = False
+    """Whether prefill and decode lie in one binary with one copy of their weights."""
     on_cpu: tuple[str, ...] = ()
     """Nodes that run on the CPU, each of an operator in `allow_cpu`; empty means that all run on the NPU."""
 

@@ -1,8 +1,8 @@
 """The NPU's host loop: fixed graphs, right-padded chunks, a mask, and a cache of bytes that the host keeps.
 
-The graphs take the whole cache and return the new rows, already as uint8: the host copies them in and computes nothing.
-Rows at and after `n_past` are hidden by the mask. On which device a graph runs is the runner's matter: `SimulatedGraphs`
-runs the same files on onnxruntime's CPU, edgevlm.backends.qnn on Qualcomm's NPU.
+The graphs take the whole cache and return the new rows, already as uint8: the host copies them in and computes
+nothing. Rows at and after `n_past` are hidden by the mask. On which device a graph runs is the runner's matter:
+`SimulatedGraphs` runs the same files on onnxruntime's CPU, edgevlm.backends.qnn on Qualcomm's NPU.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class SimulatedGraphs:
         try:
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except ort_errors() as error:
-            raise PackageError(f"{path}: onnxruntime cannot open the graph ({error}); compile the package again") from None
+            raise PackageError(
+                f"{path}: onnxruntime cannot open the graph ({error}); compile the package again"
+            ) from None
 
 
 def graph_path(package: Package, paths: dict[str, str], name: str) -> str:

@@ -7,6 +7,7 @@ with this one. Falling back to the CPU is switched off: a graph runs on the NPU 
 from __future__ import annotations
 
 import contextlib
+import platform
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -30,8 +31,8 @@ SOCS: dict[str, tuple[str, str, str]] = {
 accepts each pair and makes a different binary of it (docs/npu.md says what was not checked)."""
 INSTALL = "pip install 'edgevlm[qnn]'"
 LICENCE = (
-    "onnxruntime-qnn is under Qualcomm's own licence (the PDF beside the installed package): it may be used, measured and "
-    "shipped inside an application, not apart from one"
+    "onnxruntime-qnn is under Qualcomm's own licence (the PDF beside the installed package): it may be used, measured "
+    "and shipped inside an application, not apart from one"
 )
 _devices: list[Any] = []
 
@@ -92,7 +93,13 @@ class QnnGraphs:
     """The context binaries of one target, loaded graph by graph at their first use."""
 
     def __init__(self, package: Package, target: NpuTarget) -> None:
+        """Raises BackendError without the provider, and for binaries that only a phone can load."""
         provider_device()
+        if target.shared_weights and platform.machine() == "x86_64":
+            raise BackendError(
+                f"{package.path}: the binaries for {target.soc} share their weights, which the x86-64 emulator cannot "
+                "load; compile without --share-weights to run them here"
+            )
         self._package = package
         self._target = target
         self._paths = {graph.name: graph.path for graph in target.graphs}

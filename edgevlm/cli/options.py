@@ -11,7 +11,12 @@ from edgevlm.cli.parser import number, size_bytes
 def add_load_options(parser: argparse.ArgumentParser) -> None:
     """Adds what edgevlm.load takes."""
     group = parser.add_argument_group("loading")
-    group.add_argument("--backend", default="auto", metavar="NAME", help="auto, native or onnx (default: auto)")
+    group.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="auto, native, onnx, qnn (an NPU, or its emulator) or qnn-sim (its simulation) (default: auto)",
+    )
     group.add_argument("--threads", type=number(int, 1), metavar="N", help="CPU threads (default: all cores)")
     group.add_argument(
         "--context", type=number(int, 1), metavar="N", help="context length in tokens (default: the package's)"

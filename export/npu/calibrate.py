@@ -1,4 +1,4 @@
-"""What the float NPU graphs are fed to find key centres and ranges: text in chunks behind a real cache, and pictures."""
+"""What float NPU graphs are fed to find key centres and ranges: text in chunks behind a real cache, and pictures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,12 @@ class Calibration:
 def calibrate(package: Package, scratch: Path, chunk_tokens: int) -> Calibration:
     """Runs text and pictures through float graphs that are built in `scratch`."""
     context = CHUNKS_PER_WINDOW * chunk_tokens
-    options: dict[str, Any] = {"context": context, "chunk_tokens": chunk_tokens, "tile_batches": (1,), "all_logits": True}
+    options: dict[str, Any] = {
+        "context": context,
+        "chunk_tokens": chunk_tokens,
+        "tile_batches": (1,),
+        "all_logits": True,
+    }
     plain = {graph.name: graph.path for graph in build_npu_graphs(package, scratch / "plain", **options)}
     tiles = _tiles(package) if "vision_1" in plain else []
     features = [_run(plain["vision_1"], {"pixel_values": tile})[0][0] for tile in tiles]

@@ -1,4 +1,4 @@
-"""compile_npu: a package → fixed quantised graphs (lib/qnn-htp) and context binaries (lib/qnn-htp-v75, …), step by step.
+"""compile_npu: a package → fixed quantised graphs (lib/qnn-htp) and context binaries (lib/qnn-htp-v75, …).
 
 Key centres, ranges, quantised graphs and their simulation come first and need no NPU; the binaries are made of the same
 files. A killed run leaves the package as it was.
@@ -61,6 +61,8 @@ class NpuOptions:
     ranges: Method | None = None
     """None compares all methods and takes the one of least divergence."""
     allow_cpu: tuple[str, ...] = ()
+    share_weights: bool = False
+    """Prefill and decode in one binary: half the size, and the x86-64 emulator cannot load it."""
 
 
 def compile_npu(path: Path, options: NpuOptions, progress: Progress | None = None) -> NpuEntry:
@@ -97,7 +99,7 @@ def compile_npu(path: Path, options: NpuOptions, progress: Progress | None = Non
         shutil.rmtree(scratch / "graphs")
         for number, soc in enumerate(options.socs):
             report("compile for the NPU", number, len(options.socs))
-            entry = replace(entry, targets=(*entry.targets, _target(entry, scratch, soc, options.allow_cpu)))
+            entry = replace(entry, targets=(*entry.targets, _target(entry, scratch, soc, options)))
         _install(package, scratch, entry)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -224,7 +226,7 @@ def _cosine_entries(trial: Package) -> list[ParityEntry]:
 # ---- context binaries
 
 
-def _target(entry: NpuEntry, scratch: Path, soc: str, allow_cpu: tuple[str, ...]) -> NpuTarget:
+def _target(entry: NpuEntry, scratch: Path, soc: str, options: NpuOptions) -> NpuTarget:
     arch = SOCS[soc][2]
     directory = scratch / f"{KIND}-{arch}"
     directory.mkdir()
@@ -234,7 +236,9 @@ def _target(entry: NpuEntry, scratch: Path, soc: str, allow_cpu: tuple[str, ...]
     for group in groups:
         if group:
             graphs = [(name, scratch / KIND / f"{name}.onnx") for name in group]
-            placements += compile_graphs(graphs, directory, soc, allow_cpu)
+            placements += compile_graphs(
+                graphs, directory, soc, options.allow_cpu, share=options.share_weights and PREFILL in group
+            )
     text = json.dumps([placement.__dict__ for placement in placements], indent=1)
     (directory / REPORT_NAME).write_text(text + "\n")
     here = f"lib/{KIND}-{arch}"
@@ -244,6 +248,7 @@ def _target(entry: NpuEntry, scratch: Path, soc: str, allow_cpu: tuple[str, ...]
         graphs=tuple(NpuGraph(name, f"{here}/{name}.onnx") for name in names),
         binaries=tuple(f"{here}/{file.name}" for file in sorted(directory.glob("*.bin"))),
         sdk=provider_version(),
+        shared_weights=options.share_weights,
         on_cpu=tuple(node for placement in placements for node in placement.on_cpu),
     )
 
@@ -256,8 +261,8 @@ def _install(package: Package, scratch: Path, entry: NpuEntry) -> None:
     if any(item.status == "fail" for item in entry.parity):
         worst = next(item for item in entry.parity if item.status == "fail")
         raise UnsupportedModelError(
-            f"the NPU's form is too far from the model: {worst.metric} is {worst.value:.3g}, the bound {worst.bound:.3g} "
-            f"({worst.detail})"
+            f"the NPU's form is too far from the model: {worst.metric} is {worst.value:.3g}, "
+            f"the bound {worst.bound:.3g} ({worst.detail})"
         )
     library = package.path / "lib"
     old = [path for path in library.glob(f"{KIND}*") if path.is_dir()]

@@ -32,16 +32,20 @@ class Placement:
     size_bytes: int
 
 
-def compile_graphs(graphs: list[tuple[str, Path]], directory: Path, soc: str, allow_cpu: tuple[str, ...]) -> list[Placement]:
+def compile_graphs(
+    graphs: list[tuple[str, Path]], directory: Path, soc: str, allow_cpu: tuple[str, ...], *, share: bool = False
+) -> list[Placement]:
     """Writes <name>.onnx and its context binary for each graph into `directory`.
 
-    Graphs compiled together share weights where the compiler can. Raises UnsupportedModelError naming the first node
-    that does not fit the NPU, with its shapes and the compiler's reason, unless its operator is in `allow_cpu`.
+    With `share` the graphs lie in one binary with one copy of their weights. Raises UnsupportedModelError naming the
+    first node that does not fit the NPU, with its shapes and the compiler's reason, unless its operator is in
+    `allow_cpu`.
     """
     job = {
         "graphs": [[name, str(path)] for name, path in graphs],
         "directory": str(directory),
         "soc": soc,
+        "share": share and len(graphs) > 1,
         "allow_cpu": bool(allow_cpu),
     }
     result = _in_process({**job, "action": "compile"}) if not allow_cpu else None
@@ -70,8 +74,8 @@ def _refuse(
                 continue
             reason = _reason(found["log"], name, operator)
             raise UnsupportedModelError(
-                f"the NPU cannot run {name} ({operator}) of graph {item['graph']!r}, {node_shapes(path, name)}: {reason}; "
-                f"--allow-cpu {operator} lets it run on the CPU"
+                f"the NPU cannot run {name} ({operator}) of graph {item['graph']!r}, {node_shapes(path, name)}: "
+                f"{reason}; --allow-cpu {operator} lets it run on the CPU"
             )
     if first is not None and "error" in first:
         raise BackendError(f"the HTP compiler failed, though every node fits: {first['error']}")
@@ -87,21 +91,38 @@ def node_shapes(path: Path, name: str) -> str:
     """Returns 'inputs (…), (…), outputs (…)' of a node, as shape inference finds them."""
     import onnx
 
-    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
-    graph = model.graph
+    model = onnx.load(path, load_external_data=False)
+    node = next((node for node in model.graph.node if node.name == name), None)
+    if node is None:
+        return "shapes unknown"
+    wanted = (list(node.input), list(node.output))
+    for other in model.graph.node:
+        _as_standard(model.graph, other)
+    graph = onnx.shape_inference.infer_shapes(model).graph
     shapes = {
         value.name: tuple(dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim)
         for value in (*graph.input, *graph.output, *graph.value_info)
     }
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    node = next((node for node in graph.node if node.name == name), None)
-    if node is None:
-        return "shapes unknown"
 
     def listed(values: Any) -> str:
         return ", ".join(str(shapes.get(value, "?")) for value in values if value)
 
-    return f"inputs {listed(node.input)}, outputs {listed(node.output)}"
+    return f"inputs {listed(wanted[0])}, outputs {listed(wanted[1])}"
+
+
+def _as_standard(graph: Any, node: Any) -> None:
+    """Puts an operator of the same shapes in the place of one that shape inference does not know."""
+    import onnx
+
+    if node.op_type == "MatMulNBits":
+        number = {attribute.name: attribute.i for attribute in node.attribute}
+        weight = f"{node.name}/weight"
+        shape = [number["K"], number["N"]]
+        graph.value_info.append(onnx.helper.make_tensor_value_info(weight, onnx.TensorProto.FLOAT, shape))
+        node.CopyFrom(onnx.helper.make_node("MatMul", [node.input[0], weight], node.output, name=node.name))
+    elif node.op_type == "SimplifiedLayerNormalization":
+        node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output, name=node.name))
 
 
 def _reason(log: str, name: str, operator: str) -> str:

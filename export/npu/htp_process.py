@@ -1,6 +1,6 @@
 """The process behind export.npu.htp: one job as JSON in, one answer as JSON in a file.
 
-`compile` writes context binaries, the graphs of one job into one shared context; `place` only asks where nodes run.
+`compile` writes context binaries, on request one for all graphs of the job; `place` only asks where nodes run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from edgevlm.backends.qnn import PROVIDER, node_placement, session_options
 from edgevlm.errors import EdgeVLMError
 
 VERBOSE = 0
+FAILURES: tuple[type[Exception], ...] = (EdgeVLMError, *ort_errors())
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
@@ -29,9 +30,9 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         target = Path(job["directory"]) / f"{name}.onnx"
         if job["action"] == "compile":
             entries = {"ep.context_enable": "1", "ep.context_file_path": str(target), "ep.context_embed_mode": "0"}
-            if len(graphs) > 1:
+            if job["share"]:
                 entries["ep.share_ep_contexts"] = "1"
-            if len(graphs) > 1 and number == len(graphs) - 1:
+            if job["share"] and number == len(graphs) - 1:
                 entries["ep.stop_share_ep_contexts"] = "1"
             for key, value in entries.items():
                 options.add_session_config_entry(key, value)
@@ -43,7 +44,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         sessions.append(session)
         placed = node_placement(session)
-        binaries = sum(file.stat().st_size for file in target.parent.glob("*.bin"))
+        binary = target.parent / f"{name}_qnn.bin"
         on_cpu = [node for provider, nodes in placed.items() if provider != PROVIDER for node in nodes]
         placements.append(
             {
@@ -51,7 +52,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
                 "npu": placed.get(PROVIDER, []),
                 "cpu": on_cpu,
                 "compile_s": seconds,
-                "size_bytes": binaries,
+                "size_bytes": binary.stat().st_size if binary.exists() else 0,
             }
         )
     return {"placements": placements}
@@ -61,6 +62,6 @@ if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     try:
         found = main(given)
-    except (EdgeVLMError, *ort_errors()) as failure:
+    except FAILURES as failure:
         found = {"error": " ".join(str(failure).split())[:2000]}
     Path(given["answer"]).write_text(json.dumps(found))

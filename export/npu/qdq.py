@@ -1,9 +1,9 @@
 """quantise_graph: a fixed float graph → the same graph with every activation rounded to uint16 by a static range.
 
 Codes of MatMulNBits stay as they are. Float weights of Gemm and Conv become int8 per output channel with int32 biases,
-LayerNorm's gamma uint8 (HTP refuses uint16 there), every other constant uint16. Values that an operator only moves share
-one scale with their source, and so do new keys, old keys and their concatenation: HTP drops the requantisation between
-them. Keys and values are uint8 around 128 on both sides of the graph, so that the host stores bytes and computes nothing.
+LayerNorm's gamma uint8 (HTP refuses uint16 there), every other constant uint16. Values that an operator only moves
+share one scale with their source, and so do new keys, old keys and their concatenation: HTP drops the requantisation
+between them. Keys and values are uint8 around 128 on both sides of the graph, so that the host only stores bytes.
 
 The result runs on onnxruntime's CPU as it stands: that is the simulation which a device is compared with.
 """
@@ -55,7 +55,8 @@ class Codes:
     def quantise(self, values: NDArray[Any]) -> NDArray[Any]:
         """Returns codes, clipped to the type."""
         top = np.iinfo(self.dtype).max
-        return np.clip(np.rint(values / np.float64(self.scale)) + self.zero_point, 0, top).astype(self.dtype)
+        codes: NDArray[Any] = np.rint(values / np.float64(self.scale)) + self.zero_point
+        return codes.clip(0, top).astype(self.dtype)
 
 
 class WeightPool:
@@ -186,7 +187,7 @@ class _Rewrite:
             else:
                 continue  # the row that logits are taken of: a move, whose source has a range
             found[root] = found[root].union(one) if root in found else one
-        codes = {}
+        codes: dict[str, Codes] = {}
         for root, names in members.items():
             if root not in found:
                 raise ValueError(f"{self.source.graph.name}: calibration saw no value {names[0]!r}")
@@ -235,7 +236,10 @@ class _Rewrite:
 
     def _parameters(self, codes: Codes) -> list[str]:
         scale = self._constant(f"scale.{codes.scale!r}", np.array(codes.scale, np.float32))
-        return [scale, self._constant(f"zero.{codes.dtype}.{codes.zero_point}", np.array(codes.zero_point, codes.dtype))]
+        return [
+            scale,
+            self._constant(f"zero.{codes.dtype}.{codes.zero_point}", np.array(codes.zero_point, codes.dtype)),
+        ]
 
     # ---- constants
 
@@ -290,7 +294,13 @@ class _Rewrite:
         return self._stored(name, "i32", np.rint(values / scale).astype(np.int32), scale, 0)
 
     def _stored(
-        self, name: str, kind: str, codes: NDArray[Any], scale: NDArray[np.float32] | float, zero_point: int, **axis: int
+        self,
+        name: str,
+        kind: str,
+        codes: NDArray[Any],
+        scale: NDArray[np.float32] | float,
+        zero_point: int,
+        **axis: int,
     ) -> str:
         """Adds codes and their DequantizeLinear; returns the value."""
         import onnx
@@ -315,7 +325,9 @@ class _Rewrite:
         import onnx
 
         if name not in self.initializers:
-            self.initializers[name] = self.pool.add(name, onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))
+            self.initializers[name] = self.pool.add(
+                name, onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
+            )
         return name
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError
 from edgevlm.package import Package
+from export.quant.pack import unpack_codes, unpack_zero_points
 
 Float32 = NDArray[np.float32]
 
@@ -48,6 +49,18 @@ class _Stored:
 class _Form:
     bits: int
     block: int
+
+
+def dequantised(weight: QuantisedWeight) -> Float32:
+    """(code - zero point) * scale, (rows, width)."""
+    codes = unpack_codes(weight.codes, weight.bits, weight.block).astype(np.float32)
+    n_blocks = weight.scales.shape[1]
+    zeros = np.full(weight.scales.shape, 1 << (weight.bits - 1), np.float32)
+    if weight.zero_points is not None:
+        zeros = unpack_zero_points(weight.zero_points, weight.bits, n_blocks).astype(np.float32)
+    blocks = codes.reshape(weight.rows, n_blocks, weight.block)
+    values: Float32 = ((blocks - zeros[..., None]) * weight.scales[..., None]).reshape(weight.rows, -1)
+    return np.ascontiguousarray(values[:, : weight.width])
 
 
 class PackageWeights:
@@ -104,10 +117,16 @@ class PackageWeights:
         return self.read(name, shape)
 
     def quantised(self, name: str, shape: tuple[int, int]) -> QuantisedWeight | None:
-        """Returns a weight's codes, or None when the package stores it as floats."""
+        """Returns a weight's codes; None when the package stores floats, or a last block that the width cuts short.
+
+        HTP takes whole blocks only.
+        """
         form = self._forms.get(name)
-        if form is None:
+        if form is None or shape[1] % form.block:
             return None
+        return self._codes(name, form, shape)
+
+    def _codes(self, name: str, form: _Form, shape: tuple[int, int]) -> QuantisedWeight:
         rows, width = shape
         n_blocks = -(-width // form.block)
         codes = self._values(f"{name}.codes").reshape(rows, n_blocks, form.block * form.bits // 8)
@@ -118,7 +137,9 @@ class PackageWeights:
         return QuantisedWeight(name, rows, width, form.bits, form.block, codes, scales, zero_points)
 
     def float_rows(self, name: str, shape: tuple[int, int]) -> Float32:
-        """Returns a float weight as (rows, width), whichever way it lies."""
+        """Returns a weight's values (rows, width), whichever way and in which form they lie."""
+        if name in self._forms:
+            return dequantised(self._codes(name, self._forms[name], shape))
         if self._entry(name).is_transposed:
             return np.ascontiguousarray(self.read(name, shape[::-1]).T)
         return self.read(name, shape)
