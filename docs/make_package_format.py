@@ -27,6 +27,7 @@ stands in `edgevlm.json`, and nothing is inferred from names, shapes or pixel va
 | `onnx/` | the graphs, each with its `.onnx_data` beside it |
 | `tokenizer.json`, `tokenizer_config.json`, ... | the checkpoint's own files, unchanged |
 | `lib/<arch>/` | by `edgevlm compile`: `plan.bin`, the calls; `weights.bin`, `vision.bin` in the kernels' order |
+| `lib/qnn-htp/`, `lib/qnn-htp-vXX/` | by `--target qnn-htp` ([npu.md](npu.md)): fixed graphs; context binaries |
 | `device/` | the tokenizer's tables and the compiled chat template, which phones read instead |
 | `README.md` | the model card, with the numbers of the verification |
 

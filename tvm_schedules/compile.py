@@ -94,7 +94,7 @@ def compile_for_device(
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         shutil.copytree(package.path, scratch, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("lib"))
-        copied = replace(package.manifest, compiled=(), files=_files_outside(package, ("lib",)))
+        copied = replace(package.manifest, compiled=(), npu=None, files=_files_outside(package, ("lib",)))
         _write_manifest(scratch, copied)
         entry = compile_package(scratch, arch, text, progress)
         if entry.vision is None and _has_tower(package):

@@ -49,7 +49,10 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--context", type=number(int, 1), metavar="N", help="longest conversation in tokens (default: 1024)"
     )
     group.add_argument(
-        "--ranges", choices=RANGE_METHODS, help="how ranges are cut (default: the best of all, measured)"
+        "--ranges",
+        choices=RANGE_METHODS,
+        metavar="METHOD",
+        help="minmax, percentile or mse (default: the best of them, measured)",
     )
     group.add_argument(
         "--allow-cpu",

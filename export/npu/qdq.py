@@ -170,7 +170,8 @@ class _Rewrite:
         self.source.graph.node.extend(nodes)
 
     def _choose(self, ranges: dict[str, Range]) -> dict[str, Codes]:
-        fixed = {node.output[0]: FIXED[node.op_type] for node in self.source.graph.node if node.op_type in FIXED}
+        nodes = self.source.graph.node
+        fixed = {self.groups[node.output[0]]: FIXED[node.op_type] for node in nodes if node.op_type in FIXED}
         found: dict[str, Range] = {}
         members: dict[str, list[str]] = {}
         for name, root in self.groups.items():
@@ -180,8 +181,8 @@ class _Rewrite:
                 one = Range(float(values.min()), float(values.max()))
             elif name in self.cached:
                 continue
-            elif name in fixed:
-                one = fixed[name]
+            elif root in fixed:
+                one = fixed[root]
             elif name.removesuffix("/wide") in ranges:
                 one = ranges[name.removesuffix("/wide")]
             else:
