@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from edgevlm.backends.native import MachineLimits, NativeSession
+from edgevlm.backends.native_library import KernelTime
+from edgevlm.backends.native_tower import NativeTower
 from edgevlm.errors import UsageError
 from edgevlm.image import normalize
 from edgevlm.memory import peak_memory_bytes
@@ -100,7 +102,7 @@ def measure(
         if progress is not None:
             progress("bench", done + 1, repeat + 1)
     peak = peak_memory_bytes()
-    limits, kernels = _profile(package_dir, n_prompt_tokens, n_new_tokens, load_arguments or {})
+    limits, kernels = _profile(package_dir, n_prompt_tokens, n_new_tokens, image, load_arguments or {})
     counts = {
         "load": (0, ""),
         "encode": (runs[0].n_tiles, "tiles/s"),
@@ -151,30 +153,34 @@ def _run(
 
 
 def _profile(
-    package_dir: str | Path, n_prompt_tokens: int, n_new_tokens: int, load_arguments: Any
+    package_dir: str | Path, n_prompt_tokens: int, n_new_tokens: int, image: str | Path | None, load_arguments: Any
 ) -> tuple[MachineLimits | None, tuple[KernelResult, ...]]:
-    """Times every kernel of the language model; nothing where it does not run on kernels of ours."""
+    """Times every kernel, of the tower too when there is a picture; nothing where no kernels of ours run."""
     with load(package_dir, **load_arguments) as model:
         session = model.session
         if not isinstance(session, NativeSession):
             return None, ()
+        results: list[KernelResult] = []
+        if image is not None and isinstance(session.tower, NativeTower):
+            session.tower.profile(on=True)
+            _encode(model, image)
+            results += _kernel_results("encode", session.tower.kernel_times())
         ids = np.random.default_rng(0).integers(0, model.package.manifest.decoder.vocab_size, n_prompt_tokens)
         positions = np.arange(n_prompt_tokens, dtype=np.int64)
         logits = session.prefill([ids.astype(np.int64)], positions)
         session.truncate(0)
         session.profile(on=True)
         logits = session.prefill([ids.astype(np.int64)], positions)
-        results = _kernel_results("prefill", session)
+        results += _kernel_results("prefill", session.kernel_times())
         session.profile(on=True)
         for position in range(n_prompt_tokens, n_prompt_tokens + n_new_tokens):
             logits = session.step(int(logits.argmax()), position)
-        results += _kernel_results("decode", session)
+        results += _kernel_results("decode", session.kernel_times())
         session.profile(on=False)
         return session.machine_limits(), tuple(results)
 
 
-def _kernel_results(stage: str, session: NativeSession) -> list[KernelResult]:
-    times = session.kernel_times()
+def _kernel_results(stage: str, times: tuple[KernelTime, ...]) -> list[KernelResult]:
     total_s = sum(kernel.seconds for kernel in times)
     return [
         KernelResult(

@@ -11,7 +11,7 @@ from edgevlm.errors import UsageError
 if TYPE_CHECKING:
     from edgevlm.bench import BenchResult
 
-COLOURS = {"prefill": "#1f77b4", "decode": "#d62728"}
+COLOURS = {"encode": "#2ca02c", "prefill": "#1f77b4", "decode": "#d62728"}
 MIN_SHARE = 0.01
 """Kernels below this share of their stage are left out."""
 
@@ -56,6 +56,7 @@ def draw_roofline(result: BenchResult, path: Path) -> None:
                       ha="right" if outer else "left")  # fmt: skip
     axis.set_xlabel("operations per byte")
     axis.set_ylabel("giga-operations per second")
-    axis.set_title(f"{Path(result.package).name}, {result.backend}: prefill (blue) and decode (red)", fontsize=9)
+    legend = "encode (green), prefill (blue), decode (red)"
+    axis.set_title(f"{Path(result.package).name}, {result.backend}: {legend}", fontsize=9)
     axis.grid(visible=True, which="both", alpha=0.2)
     figure.savefig(path, dpi=120)

@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 
 from edgevlm.backends.native_library import (
+    KernelTime,
     Limits,
     ModelInfo,
     ModelOptions,
     NativeLibrary,
-    ProfileEntry,
     host_arch,
     library_path,
 )
@@ -31,20 +31,6 @@ from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timi
 from edgevlm.errors import BackendError, ContextFullError, UsageError
 from edgevlm.package import Package
 from edgevlm.spec import ProcessorSpec
-
-MAX_KERNELS = 64
-"""More than a model uses: a handful of GEMM forms, attention forms and the small ones."""
-
-
-@dataclass(frozen=True)
-class KernelTime:
-    """One kernel's share of a stage; operations count a multiplication and an addition as two."""
-
-    kernel: str
-    calls: int
-    seconds: float
-    operations: float
-    bytes: float
 
 
 @dataclass(frozen=True)
@@ -211,18 +197,12 @@ class NativeSession:
         self._library.call("ev_cancel", self._context)
 
     def profile(self, *, on: bool) -> None:
-        """Begins to count seconds per kernel anew, or stops."""
+        """Begins to count seconds per kernel of the language model anew, or stops."""
         self._library.call("ev_profile_start", self._context, int(on))
 
     def kernel_times(self) -> tuple[KernelTime, ...]:
         """Returns what each kernel of the language model took since `profile(on=True)`, the slowest first."""
-        entries = (ProfileEntry * MAX_KERNELS)()
-        count = int(self._library.call("ev_profile_get", self._context, entries, MAX_KERNELS))
-        found = [
-            KernelTime(e.kernel.decode(), e.calls, e.seconds, e.operations, e.bytes)
-            for e in entries[: min(count, MAX_KERNELS)]
-        ]
-        return tuple(sorted(found, key=lambda kernel: -kernel.seconds))
+        return self._library.kernel_times("ev_profile_get", self._context)
 
     def machine_limits(self) -> MachineLimits:
         """Measures what this machine can do with the session's threads; takes about a second."""

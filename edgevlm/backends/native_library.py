@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ class ProfileEntry(ctypes.Structure):
     ]
 
 
+@dataclass(frozen=True)
+class KernelTime:
+    """One kernel's share of a stage; operations count a multiplication and an addition as two."""
+
+    kernel: str
+    calls: int
+    seconds: float
+    operations: float
+    bytes: float
+
+
+MAX_KERNELS = 64
+"""More than a model uses: a handful of GEMM forms, attention forms and the small ones."""
+
+
 class Limits(ctypes.Structure):
     """ev_limits."""
 
@@ -103,6 +119,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ev_restore": (None, (_POINTER, _POINTER, ctypes.c_int64)),
     "ev_profile_start": (_INT, (_POINTER, _INT)),
     "ev_profile_get": (_INT, (_POINTER, _POINTER, _INT)),
+    "ev_tower_profile_start": (_INT, (_POINTER, _INT)),
+    "ev_tower_profile_get": (_INT, (_POINTER, _POINTER, _INT)),
     "ev_model_limits": (None, (_POINTER, _POINTER)),
     "ev_cancel": (_INT, (_POINTER,)),
     "ev_plan_tiles": (None, (_INT, _INT, _POINTER, _INT, _POINTER)),
@@ -156,6 +174,16 @@ class NativeLibrary:
         if version != ABI_VERSION:
             raise BackendError(f"{path} has ABI version {version}, this edgevlm expects {ABI_VERSION}")
         self._library: Any = library
+
+    def kernel_times(self, function: str, owner: ctypes.c_void_p) -> tuple[KernelTime, ...]:
+        """What ev_profile_get or ev_tower_profile_get tells of `owner`, the slowest kernel first."""
+        entries = (ProfileEntry * MAX_KERNELS)()
+        count = int(self.call(function, owner, entries, MAX_KERNELS))
+        found = [
+            KernelTime(e.kernel.decode(), e.calls, e.seconds, e.operations, e.bytes)
+            for e in entries[: min(count, MAX_KERNELS)]
+        ]
+        return tuple(sorted(found, key=lambda kernel: -kernel.seconds))
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Calls `name`; a status other than 0 raises."""

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from edgevlm.backends.native_library import NativeLibrary, TowerInfo
+from edgevlm.backends.native_library import KernelTime, NativeLibrary, TowerInfo
 from edgevlm.backends.session import Cancelled, Float32, Timings
 from edgevlm.errors import PackageError, UsageError
 
@@ -66,6 +66,18 @@ class NativeTower:
                     self._library.call("ev_tower_cancel", self._tower)
             finally:
                 self._handle_lock.release()
+
+    def profile(self, *, on: bool) -> None:
+        """Begins to count seconds per kernel of the tower anew, or stops; maps the weights when they are not."""
+        with self._lock:
+            self._load()
+            self._library.call("ev_tower_profile_start", self._tower, int(on))
+
+    def kernel_times(self) -> tuple[KernelTime, ...]:
+        """Returns what each kernel of the tower took since `profile(on=True)`, the slowest first."""
+        with self._lock:
+            self._load()
+            return self._library.kernel_times("ev_tower_profile_get", self._tower)
 
     @property
     def info(self) -> TowerInfo:

@@ -97,6 +97,9 @@ EV_API void ev_profile_start(ev_context *context, int32_t on);
 /* Fills at most `capacity` entries, one per kernel; returns how many kernels there are. */
 EV_API int32_t ev_profile_get(const ev_context *context, ev_profile_entry *entries, int32_t capacity);
 
+EV_API void ev_tower_profile_start(ev_tower *tower, int32_t on);
+EV_API int32_t ev_tower_profile_get(const ev_tower *tower, ev_profile_entry *entries, int32_t capacity);
+
 typedef struct {
     double giga_operations_per_s; /* integer dot products on registers alone, all threads */
     double giga_bytes_per_s;      /* reading memory that no cache holds, all threads */

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "internal.h"
+#include "tower.h"
 
 double ev_seconds(void) {
     struct timespec now;
@@ -47,7 +47,8 @@ void ev_profile_add(ev_context *context, uint32_t index, int32_t rows, double se
 
 static const char *const tile_names[] = {"decode", "batch", "prefill"};
 
-static void name_op(const ev_context *context, uint32_t index, char *name, size_t size) {
+static void name_op(const void *owner, uint32_t index, char *name, size_t size) {
+    const ev_context *context = owner;
     const ev_op *op = &context->model->ops[index];
     const int32_t rows = context->op_times[index].rows;
     const char *tile = tile_names[rows == 1 ? 0 : rows <= context->model->variant->batch_rows ? 1 : 2];
@@ -64,13 +65,16 @@ static void name_op(const ev_context *context, uint32_t index, char *name, size_
     }
 }
 
-int32_t ev_profile_get(const ev_context *context, ev_profile_entry *entries, int32_t capacity) {
+typedef void (*name_fn)(const void *owner, uint32_t index, char *name, size_t size);
+
+/* One entry a kernel, its operations added up. */
+static int32_t collect(const void *owner, const ev_op_time *times, uint32_t n_ops, name_fn name_of, ev_profile_entry *entries, int32_t capacity) {
     int32_t count = 0;
-    for (uint32_t i = 0; i < context->model->graphs[0].n_ops; ++i) {
-        const ev_op_time *time = &context->op_times[i];
+    for (uint32_t i = 0; i < n_ops; ++i) {
+        const ev_op_time *time = &times[i];
         if (!time->calls) continue;
         char name[sizeof entries->kernel];
-        name_op(context, i, name, sizeof name);
+        name_of(owner, i, name, sizeof name);
         int32_t at = 0;
         while (at < count && at < capacity && strcmp(entries[at].kernel, name)) ++at;
         if (at == count) {
@@ -87,6 +91,59 @@ int32_t ev_profile_get(const ev_context *context, ev_profile_entry *entries, int
         entries[at].bytes += time->bytes;
     }
     return count;
+}
+
+int32_t ev_profile_get(const ev_context *context, ev_profile_entry *entries, int32_t capacity) {
+    return collect(context, context->op_times, context->model->graphs[0].n_ops, name_op, entries, capacity);
+}
+
+/* ---- the vision encoder */
+
+void ev_tower_profile_start(ev_tower *tower, int32_t on) {
+    tower->profiled = on != 0;
+    memset(tower->op_times, 0, tower->graph->n_ops * sizeof *tower->op_times);
+}
+
+void ev_tower_profile_add(ev_tower *tower, uint32_t index, int32_t n_tiles, double seconds) {
+    const ev_op *op = &tower->model->ops[tower->graph->first_op + index];
+    ev_op_time *time = &tower->op_times[index];
+    time->calls += 1;
+    time->seconds += seconds;
+    const double n = op->n, k = op->k, rows = (double)n_tiles * op->rows;
+    switch (op->code) {
+    case EV_OP_PATCHES:
+        time->operations += 2 * n * k * (rows - (double)n_tiles * op->layer);
+        time->bytes += 4 * (n * k + rows * (n + k));
+        break;
+    case EV_OP_LINEAR:
+        time->operations += 2 * n * k * rows;
+        time->bytes += n * k * op->bits / 8 + n * k / op->group * 2 + rows * (k + (op->flags & (EV_FLAG_GELU | EV_FLAG_GELU_TANH) ? n : 4 * n));
+        break;
+    case EV_OP_ATTEND_ALL:
+        time->operations += 4.0 * op->heads * op->head_dim * op->rows * rows;
+        time->bytes += rows * 16.0 * op->heads * op->head_dim;
+        break;
+    default: time->bytes += rows * (k > n ? k : n) * 8;
+    }
+}
+
+static void name_tower_op(const void *owner, uint32_t index, char *name, size_t size) {
+    const ev_tower *tower = owner;
+    const ev_op *op = &tower->model->ops[tower->graph->first_op + index];
+    switch (op->code) {
+    case EV_OP_PATCHES: snprintf(name, size, "patches"); break;
+    case EV_OP_LINEAR:
+        snprintf(name, size, "linear_w%dg%d%s", op->bits, op->group, op->flags & (EV_FLAG_GELU | EV_FLAG_GELU_TANH) ? "_gelu" : "");
+        break;
+    case EV_OP_ATTEND_ALL: snprintf(name, size, "attend_all_e%d", op->head_dim); break;
+    case EV_OP_NORM: snprintf(name, size, "norm"); break;
+    case EV_OP_MERGE: snprintf(name, size, "merge"); break;
+    default: snprintf(name, size, "quantise_g%d", op->group);
+    }
+}
+
+int32_t ev_tower_profile_get(const ev_tower *tower, ev_profile_entry *entries, int32_t capacity) {
+    return collect(tower, tower->op_times, tower->graph->n_ops, name_tower_op, entries, capacity);
 }
 
 /* The machine's limits: each thread repeats integer dot products on registers, then reads its share of a buffer. */

@@ -103,6 +103,7 @@ static void lay_out(ev_tower *tower, ev_layout *layout) {
     lay_out_codes(&tower->codes[1], layout, bytes, groups);
     lay_out_attention(&tower->attention, layout, rows, codes, values, width);
     tower->scratch_floats = (scratch + 15) / 16 * 16;
+    tower->op_times = take(layout, tower->graph->n_ops * (int64_t)sizeof *tower->op_times);
     tower->scratch = take(layout, threads * tower->scratch_floats * 4);
 }
 
@@ -134,6 +135,7 @@ ev_status ev_tower_new(ev_model *model, ev_tower **result) {
     }
     ev_layout place = {tower->block, 0};
     lay_out(tower, &place);
+    ev_tower_profile_start(tower, 0);
     *result = tower;
     return EV_OK;
 }

@@ -60,9 +60,14 @@ struct ev_tower {
     ev_attention attention;
     float *scratch;    /* per thread: a strip of a GELU, or the pixels of some patches */
     int64_t scratch_floats;
+    ev_op_time *op_times; /* one per operation of the graph */
+    int32_t profiled;
     void *block;       /* the one allocation that holds all of the above */
     int64_t block_bytes;
 };
+
+/* Adds one run of an operation, counted from the graph's first, to the profile. */
+void ev_tower_profile_add(ev_tower *tower, uint32_t index, int32_t n_tiles, double seconds);
 
 static inline const float *ev_tower_floats(const ev_tower *tower, uint64_t offset) {
     return (const float *)((const char *)tower->weights_file.data + offset);

@@ -252,6 +252,7 @@ ev_status ev_run_tower(ev_tower *tower, const float *pixels, int32_t n_tiles) {
         job.tile_rows = model->variant->prefill_rows;
         job.row_tiles = (job.rows + EV_LINEAR_ROWS - 1) / EV_LINEAR_ROWS;
         const int32_t patch_rows = EV_PATCH_TILES * job.tile_rows;
+        const double start = tower->profiled ? ev_seconds() : 0;
         switch (job.op->code) {
         case EV_OP_PATCHES: run_units(&job, patches_task, n_tiles * ((job.op->rows - job.op->layer + patch_rows - 1) / patch_rows)); break;
         case EV_OP_QUANTISE:
@@ -265,6 +266,7 @@ ev_status ev_run_tower(ev_tower *tower, const float *pixels, int32_t n_tiles) {
         case EV_OP_MERGE: ev_pool_run(tower->pool, merge_task, &job); break;
         default: break;
         }
+        if (tower->profiled) ev_tower_profile_add(tower, i - graph->first_op, n_tiles, ev_seconds() - start);
     }
     return EV_OK;
 }

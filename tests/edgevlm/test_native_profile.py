@@ -9,6 +9,7 @@ import pytest
 
 from edgevlm.backends.native import NativeSession
 from edgevlm.backends.native_library import library_path
+from edgevlm.backends.native_tower import NativeTower
 from edgevlm.bench import measure
 from edgevlm.errors import UsageError
 from edgevlm.package import open_package
@@ -33,6 +34,16 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def picture_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pictures")
+    text = {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_attention_heads": 2, "num_key_value_heads": 1}
+    source = tiny.make_bluelm_v(directory / "checkpoint", vision={"hidden_size": HIDDEN}, text=text)
+    path = export_package(source, directory / "package", ExportOptions(scheme="w4g32", verify=False))
+    compile_package(path, "x86_64", probes.text()[:1000])
+    return path
+
+
 def test_counts_operations_exactly(package: Path) -> None:
     """The linears of one token, counted by hand from the shapes."""
     session = NativeSession(open_package(package), context=128)
@@ -48,6 +59,25 @@ def test_counts_operations_exactly(package: Path) -> None:
     assert all(kernel.seconds > 0 for kernel in kernels.values())
     session.profile(on=False)
     session.step(1, 1)
+    assert session.kernel_times() == ()
+
+
+def test_counts_the_tower_exactly(picture_package: Path) -> None:
+    """Attention over three tiles counts three times that over one; the language model's profile stays empty."""
+    session = NativeSession(open_package(picture_package), context=128)
+    assert isinstance(session.tower, NativeTower)
+    session.tower.profile(on=True)
+    info = session.tower.info
+    session.encode(np.zeros((1, info.n_channels, info.tile_px, info.tile_px), np.float32))
+    kernels = {kernel.kernel: kernel for kernel in session.tower.kernel_times()}
+    gelu = next(kernel for name, kernel in kernels.items() if name.endswith("_gelu"))
+    assert gelu.calls >= LAYERS and gelu.operations > 0 and gelu.seconds > 0
+    attend = next(kernel for name, kernel in kernels.items() if name.startswith("attend_all"))
+    assert attend.calls == LAYERS
+    once = attend.operations
+    session.encode(np.zeros((2, info.n_channels, info.tile_px, info.tile_px), np.float32))
+    again = next(kernel for kernel in session.tower.kernel_times() if kernel.kernel.startswith("attend_all"))
+    assert again.operations == 3 * once
     assert session.kernel_times() == ()
 
 
