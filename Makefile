@@ -38,7 +38,7 @@ ANDROID_FLAGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help check demo native apk android-library test test-android lint test-reference deps golden parity docs clean
+.PHONY: help check demo native apk android-library test test-emulated test-android lint test-reference deps golden parity docs clean
 
 help: ## print this list
 	grep -E '^[a-z-]+:.*## ' Makefile | while IFS= read -r line; do printf '  make %-15s %s\n' "$${line%%:*}" "$${line##*## }"; done
@@ -140,10 +140,13 @@ apk: $(VENV)/.android $(ANDROID_LIBRARIES) ## build, sign and check the Android 
 	$(VENV)/bin/python -m android_demo.apk.make $(addprefix --library ,$(ANDROID_LIBRARIES)) \
 	  $(if $(ANDROID_PACKAGE),--package "$(ANDROID_PACKAGE)") $(ANDROID_FLAGS) -o $(BUILD)/apk
 
-test: $(VENV)/.dev $(NATIVE) ## lint, types, tests (but those of Android)
+test: $(VENV)/.dev $(NATIVE) ## lint, types, tests (but those of other machines and of Android)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not android' $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not android and not emulated' $(PYTEST_FLAGS)
+
+test-emulated: $(VENV)/.dev $(NATIVE) ## the arm64 kernels and engine under qemu; needs the tools of `make deps`
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m emulated $(PYTEST_FLAGS)
 
 test-android: $(VENV)/.dev $(NATIVE) ## the Android library and the app's logic on the desktop JVM, the APK's parts
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m android --dist loadfile tests/android_demo $(PYTEST_FLAGS)
