@@ -35,3 +35,21 @@ def gemm_codes(
     scaled = dots * w_scales.astype(np.float64)[None] * x_scales.astype(np.float64)[:, None, :]
     summed: Float32 = scaled.sum(axis=2).astype(np.float32)
     return summed
+
+
+def attend_codes(
+    q: Float32, keys: NDArray[np.int8], key_scales: Float32, values: NDArray[np.int8], value_scales: Float32, n_past: int
+) -> NDArray[np.float64]:
+    """Causal attention (T, H, E) of one KV head's scaled queries (T, H, E) over codes (P, E) with a scale per token.
+
+    Token t sees keys 0 .. n_past + t.
+    """
+    wide_keys = keys.astype(np.float64) * key_scales.astype(np.float64)[:, None]
+    wide_values = values.astype(np.float64) * value_scales.astype(np.float64)[:, None]
+    out = np.zeros(q.shape)
+    for token in range(len(q)):
+        seen = n_past + token + 1
+        scores = q[token].astype(np.float64) @ wide_keys[:seen].T
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        out[token] = weights / weights.sum(axis=1, keepdims=True) @ wide_values[:seen]
+    return out

@@ -22,6 +22,8 @@ class Tile:
     rows: int
     blocks: int
     vectors: int
+    unroll: int = 0
+    """Runs of k written out one after the other; 0: those of a whole group."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Variant:
     """Query rows that share a load of keys in attention of many rows."""
     attend_decode_rows: int
     """The same for few rows, and for a float cache."""
+    parts: int = 4
+    """Parts a thread that work on many rows is cut into, so that a thread that is interrupted holds up little."""
 
 
 _LINUX_X86 = "x86_64-unknown-linux-gnu"

@@ -42,6 +42,9 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
     nibbles = 8 // bits
     """Quads of k that one weight byte carries."""
     group_runs, short_runs = group // QUAD // nibbles, SHORT_K // QUAD // nibbles
+    unrolled = tile.unroll or group_runs
+    if group_runs % unrolled:
+        raise ValueError(f"{unrolled} unrolled runs do not divide the {group_runs} of a group of {group}")
     acc_type, int_type = f"float32x{lanes}", f"int32x{lanes}"
 
     def broadcast_quad(buffer: Any, offset_: Any) -> Any:
@@ -111,15 +114,24 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
                                     XZ[(row_tile * (k // group) + g) * rows + m],
                                 )
                         if short is None:
-                            for r in T.unroll(group_runs):
-                                for half in T.unroll(nibbles):
-                                    for i in T.unroll(at_once):
-                                        for m in T.unroll(rows):
-                                            dots[m, i, T.ramp(0, 1, lanes)] = dot(
-                                                dots[m, i, T.ramp(0, 1, lanes)],
-                                                codes(W, weight_run(block, s * at_once + i, k // group, g, r), half),
-                                                broadcast_quad(X, quad(row_tile, k // group, g, r, half, m)),
-                                            )
+                            for stretch in T.serial(group_runs // unrolled):
+                                for r in T.unroll(unrolled):
+                                    for half in T.unroll(nibbles):
+                                        for i in T.unroll(at_once):
+                                            for m in T.unroll(rows):
+                                                dots[m, i, T.ramp(0, 1, lanes)] = dot(
+                                                    dots[m, i, T.ramp(0, 1, lanes)],
+                                                    codes(
+                                                        W,
+                                                        weight_run(
+                                                            block, s * at_once + i, k // group, g, stretch * unrolled + r
+                                                        ),
+                                                        half,
+                                                    ),
+                                                    broadcast_quad(
+                                                        X, quad(row_tile, k // group, g, stretch * unrolled + r, half, m)
+                                                    ),
+                                                )
                         else:
                             for part in T.unroll(group // SHORT_K):
                                 for i in T.unroll(at_once):
