@@ -1,7 +1,8 @@
 """Kernels of every variant of an architecture and the C engine, linked into one library.
 
 `python -m tvm_schedules.build [--arch ARCH] [--os linux|android] [-o DIR]` makes libedgevlm-<arch>.so, or libedgevlm.so
-for Android. Needs apache-tvm and a C compiler; the library needs neither.
+for Android. Needs apache-tvm and a C compiler; the library needs neither. Tiles are the recorded ones of `edgevlm tune`
+where they gain something, or the defaults of `targets.py` with --no-records.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import edgevlm
 from edgevlm.backends.native_library import host_arch
-from edgevlm.errors import BackendError
+from edgevlm.errors import BackendError, EdgeVLMError
 from tvm_schedules.layouts import ROW_LAYOUTS
-from tvm_schedules.object_cache import known_objects, prune, sources_hash, variant_objects
+from tvm_schedules.object_cache import known_objects, points_json, prune, sources_hash, variant_objects
 from tvm_schedules.targets import VARIANTS, Variant
 from tvm_schedules.toolchains import C_FLAGS, LINK_FLAGS, OperatingSystem, toolchain
+from tvm_schedules.tune_record import read_record, record_path, tuned
 
 ENGINE = Path(edgevlm.__file__).parent / "engine"
 OBJECTS = Path("build/objects")
@@ -69,28 +71,37 @@ def table_source(variants: list[tuple[Variant, list[str]]]) -> str:
 def kernel_objects(variants: list[Variant], cache: Path) -> dict[str, dict[str, Path]]:
     """Variant name → kernel name → object file, compiled in as many processes as there are processors."""
     sources = sources_hash()
-    missing = [variant.name for variant in variants if known_objects(variant.name, cache, sources) is None]
+    missing = [variant for variant in variants if known_objects(variant, cache, sources) is None]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for job in [pool.submit(_compile_apart, name, cache) for name in missing]:
+        for job in [pool.submit(_compile_apart, variant, cache) for variant in missing]:
             job.result()
     prune(cache)
-    return {variant.name: variant_objects(variant.name, cache, sources) for variant in variants}
+    return {variant.name: variant_objects(variant, cache, sources) for variant in variants}
 
 
-def _compile_apart(variant_name: str, cache: Path) -> None:
-    command = [sys.executable, "-m", "tvm_schedules.object_cache", variant_name, str(cache.resolve())]
+def _compile_apart(variant: Variant, cache: Path) -> None:
+    words = [variant.name, str(cache.resolve()), points_json(variant)]
+    command = [sys.executable, "-m", "tvm_schedules.object_cache", *words]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
 
 
+def built_variants(arch: str, records: bool = True) -> list[Variant]:
+    """The variants of `arch`, best first, as a library carries them: with the recorded tiles, or the defaults."""
+    record = read_record(record_path(arch), arch) if records else None
+    defaults = [variant for variant in VARIANTS if variant.arch == arch]
+    return [variant if record is None else tuned(variant, record) for variant in defaults]
+
+
 def build_library(
-    arch: str, directory: Path, system: OperatingSystem = "linux", cache: Path = OBJECTS, only: str | None = None
-) -> Path:
+    arch: str, directory: Path, system: OperatingSystem = "linux", cache: Path = OBJECTS, only: str | None = None,
+    records: bool = True,
+) -> Path:  # fmt: skip
     """Builds the library of `arch` into `directory` and returns its path.
 
-    `only` names one variant and leaves the others out. Raises subprocess.CalledProcessError when the compiler refuses a
+    `only` names one variant and leaves the others out; without `records` all tiles are the defaults. Raises subprocess.CalledProcessError when the compiler refuses a
     source; its message is on stderr. Raises BackendError when a tool is missing.
     """
-    variants = [variant for variant in VARIANTS if variant.arch == arch and only in (None, variant.name)]
+    variants = [variant for variant in built_variants(arch, records) if only in (None, variant.name)]
     if not variants:
         raise BackendError(f"{arch} has no variant {only!r}")
     directory.mkdir(parents=True, exist_ok=True)
@@ -125,12 +136,18 @@ def main() -> int:
     parser.add_argument("--arch", choices=arches, default=host_arch())
     parser.add_argument("--os", choices=("linux", "android"), default="linux")
     parser.add_argument("--only", choices=sorted(variant.name for variant in VARIANTS), help="one variant")
+    parser.add_argument("--no-records", action="store_true", help="the default tiles, not those that tuning found")
     parser.add_argument("--objects", type=Path, default=OBJECTS, help="directory of compiled kernels")
     parser.add_argument("-o", "--output", type=Path, default=Path("build"))
     arguments = parser.parse_args()
     try:
-        print(build_library(arguments.arch, arguments.output, arguments.os, arguments.objects, arguments.only))
-    except BackendError as error:
+        print(
+            build_library(
+                arguments.arch, arguments.output, arguments.os, arguments.objects, arguments.only,
+                records=not arguments.no_records,
+            )
+        )  # fmt: skip
+    except EdgeVLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except subprocess.CalledProcessError as error:

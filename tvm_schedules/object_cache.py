@@ -3,7 +3,8 @@
 Two levels: while no kernel source has changed, a variant's list of objects is read as it was; when one has, every
 kernel is stated again and only those whose TVM function differs are compiled.
 
-`python -m tvm_schedules.object_cache VARIANT DIRECTORY` fills the cache for one variant.
+`python -m tvm_schedules.object_cache VARIANT DIRECTORY POINTS` fills the cache for one variant, tiled as POINTS, a JSON
+object of the points of its slots (`tune_space`), says.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from tvm_schedules.targets import BY_NAME
+from tvm_schedules.targets import BY_NAME, Variant
+from tvm_schedules.tune_space import SLOTS, point_of, with_point
 
 PACKAGE = Path(__file__).parent
 KEPT_LISTS = 24
 """Lists that `prune` leaves: six variants on a few branches."""
 _NOT_KERNELS = {"build.py", "compile.py", "lower.py", "matrices.py", "object_cache.py", "onnx_graph.py", "plan.py",
-                "reference.py", "toolchains.py"}  # fmt: skip
+                "reference.py", "toolchains.py", "tune.py", "tune_measure.py", "tune_record.py", "tune_work.py"}  # fmt: skip
 
 
 def sources_hash() -> str:
@@ -34,38 +36,43 @@ def sources_hash() -> str:
     return digest.hexdigest()
 
 
-def variant_objects(variant_name: str, cache: Path, sources: str) -> dict[str, Path]:
+def points_json(variant: Variant) -> str:
+    """The points of a variant's slots, for the command line of this module."""
+    return json.dumps({slot: point_of(variant, slot) for slot in SLOTS})
+
+
+def variant_objects(variant: Variant, cache: Path, sources: str) -> dict[str, Path]:
     """Returns kernel name → object file in `cache`; a kernel `x` defines the symbol ev_<variant>_x.
 
     `sources` is `sources_hash()`.
     """
-    known = known_objects(variant_name, cache, sources)
+    known = known_objects(variant, cache, sources)
     if known is not None:
         return known
-    objects = _compile(variant_name, cache)
+    objects = _compile(variant, cache)
     listed = json.dumps({name: path.name for name, path in objects.items()}, indent=1)
-    _write(_index(variant_name, cache, sources), listed.encode())
+    _write(_index(variant, cache, sources), listed.encode())
     return objects
 
 
-def known_objects(variant_name: str, cache: Path, sources: str) -> dict[str, Path] | None:
+def known_objects(variant: Variant, cache: Path, sources: str) -> dict[str, Path] | None:
     """The same when all objects are there already, else None."""
-    index = _index(variant_name, cache, sources)
+    index = _index(variant, cache, sources)
     if not index.exists():
         return None
     known = {name: cache / file for name, file in json.loads(index.read_text(encoding="utf-8")).items()}
     return known if all(path.exists() for path in known.values()) else None
 
 
-def _index(variant_name: str, cache: Path, sources: str) -> Path:
-    return cache / f"{variant_name}-{sources[:32]}.json"
+def _index(variant: Variant, cache: Path, sources: str) -> Path:
+    digest = hashlib.sha256((sources + points_json(variant)).encode()).hexdigest()
+    return cache / f"{variant.name}-{digest[:32]}.json"
 
 
-def _compile(variant_name: str, cache: Path) -> dict[str, Path]:
+def _compile(variant: Variant, cache: Path) -> dict[str, Path]:
     from tvm_schedules.codegen import build_object
     from tvm_schedules.kernel_set import kernel_set
 
-    variant = BY_NAME[variant_name]
     cache.mkdir(parents=True, exist_ok=True)
     objects = {}
     for name, function in kernel_set(variant).items():
@@ -101,4 +108,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    variant_objects(sys.argv[1], Path(sys.argv[2]), sources_hash())
+    tiled = BY_NAME[sys.argv[1]]
+    for slot, point in json.loads(sys.argv[3]).items():
+        tiled = with_point(tiled, slot, point)
+    variant_objects(tiled, Path(sys.argv[2]), sources_hash())

@@ -51,9 +51,8 @@ def android_library() -> Path:
 def kernel_objects() -> dict[str, dict[str, Path]]:
     """Variant → kernel → object file."""
     from tvm_schedules import build
-    from tvm_schedules.targets import VARIANTS
 
-    return build.kernel_objects([v for v in VARIANTS if v.arch == "arm64"], ROOT / "build/objects")
+    return build.kernel_objects(build.built_variants("arm64", records=False), ROOT / "build/objects")
 
 
 @functools.cache
