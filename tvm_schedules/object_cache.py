@@ -23,7 +23,8 @@ PACKAGE = Path(__file__).parent
 KEPT_LISTS = 24
 """Lists that `prune` leaves: six variants on a few branches."""
 _NOT_KERNELS = {"build.py", "compile.py", "lower.py", "matrices.py", "object_cache.py", "onnx_graph.py", "plan.py",
-                "reference.py", "toolchains.py", "tune.py", "tune_measure.py", "tune_record.py", "tune_work.py"}  # fmt: skip
+                "reference.py", "toolchains.py", "tune.py", "tune_measure.py", "tune_models.py", "tune_record.py",
+                "tune_tower.py", "tune_work.py"}  # fmt: skip
 
 
 def sources_hash() -> str:

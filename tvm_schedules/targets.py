@@ -47,6 +47,8 @@ class Variant:
     """Query rows that share a load of keys in attention of many rows."""
     attend_decode_rows: int
     """The same for few rows, and for a float cache."""
+    tower_blocks: int = 1
+    """Blocks of 16 columns of a tower's linears, whose register tiles are 4 rows tall (EV_LINEAR_ROWS)."""
     parts: int = 4
     """Parts a thread that work on many rows is cut into, so that a thread that is interrupted holds up little."""
 
@@ -63,7 +65,7 @@ _NO_SVE = ("-sve", "-sve2")
 VARIANTS: tuple[Variant, ...] = (
     Variant("avx512vnni", "x86_64", _LINUX_X86, "x86-64-v4", ("+avx512vnni",),
             ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"), "vpdpbusd512", 16,
-            Tile(8, 2, 1), Tile(4, 2, 2), Tile(1, 2, 1), 8, 3),
+            Tile(8, 2, 1), Tile(4, 2, 2), Tile(1, 2, 1), 8, 3, tower_blocks=4),
     Variant("avxvnni", "x86_64", _LINUX_X86, "x86-64-v3", ("+avxvnni",),
             ("avx2", "fma", "f16c", "avxvnni"), "vpdpbusd256", 8, Tile(4, 2, 2), Tile(2, 2, 2), Tile(1, 2, 2), 6, 3),
     Variant("avx2", "x86_64", _LINUX_X86, "x86-64-v3", (),

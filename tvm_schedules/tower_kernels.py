@@ -12,7 +12,6 @@ from tvm_schedules.elementwise.quantise_strip import quantise_strip
 from tvm_schedules.gemm import tower_arm64
 from tvm_schedules.gemm.patches import patch_gemm
 from tvm_schedules.gemm.tower import Epilogue, tower_gemm
-from tvm_schedules.layouts import COLUMNS
 from tvm_schedules.targets import Variant
 
 TOWER_ARCHS = ("x86_64", "arm64")
@@ -27,7 +26,6 @@ PATCH_BLOCKS = 2
 def tower_kernels(variant: Variant) -> dict[str, Any]:
     """Returns name → PrimFunc. Patches and attention take the rows of the variant's prefill tile, linears 4."""
     rows, arm64 = variant.prefill_tile.rows, variant.arch == "arm64"
-    linear_blocks = 4 if variant.lanes == COLUMNS else 1
     kernels: dict[str, Any] = {
         "tower_norm": norm_rows(variant),
         "tower_patches": patch_gemm(variant, rows, *((1, 4) if arm64 else (PATCH_BLOCKS, rows))),
@@ -42,7 +40,7 @@ def tower_kernels(variant: Variant) -> dict[str, Any]:
             kernels[f"tower_gemm_{epilogue}_g{group}"] = (
                 tower_arm64.tower_gemm(variant, LINEAR_ROWS, group, epilogue)
                 if arm64
-                else tower_gemm(variant, LINEAR_ROWS, linear_blocks, group, epilogue)
+                else tower_gemm(variant, LINEAR_ROWS, variant.tower_blocks, group, epilogue)
             )
     for head_dim in TOWER_HEAD_DIMS:
         kernels[f"tower_pack_e{head_dim}"] = attention.pack(variant, head_dim, rows)

@@ -35,8 +35,9 @@ from tvm_schedules.tune_record import (
     with_slot,
     write_record,
 )
+from tvm_schedules.tune_work import Work
 from tvm_schedules.tune_space import Point, Slot
-from tvm_schedules.tune_work import Work, works_of
+from tvm_schedules.tune_models import works_of
 
 Progress = Callable[[str, int, int], None]
 SCREEN_SAMPLES = 3
@@ -44,7 +45,7 @@ SCREEN_SAMPLES = 3
 FINALISTS = 3
 UNROLLED = 2
 """Best shapes whose unrollings are tried."""
-MEASURED_SLOTS: tuple[Slot, ...] = ("prefill", "batch", "decode", "attend_prefill", "attend_decode")
+MEASURED_SLOTS: tuple[Slot, ...] = ("prefill", "batch", "decode", "attend_prefill", "attend_decode", "tower")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Settings:
     """How much is measured: `samples` alternations in the last comparison, a third of it for every candidate."""
 
     samples: int = 9
-    works: Callable[[Slot], Sequence[Work]] = works_of
+    works: Callable[[Slot, str], Sequence[Work]] = works_of
     build: Callable[[Sequence[Work], Variant, Path], Built] = build
 
 
@@ -97,7 +98,7 @@ class _Search:
     ) -> None:
         self.variant, self.slot, self.boards, self.cpu, self.settings = variant, slot, boards, cpu, settings
         self.progress = progress
-        self.works = settings.works(slot)
+        self.works = settings.works(slot, variant.arch)
         self.default = tune_space.point_of(variant, slot)
         self.measured: list[Measured] = []
         self.refused: list[Refused] = []

@@ -84,6 +84,7 @@ class VariantRecord:
     decode: SlotRecord | None = None
     attend_prefill: SlotRecord | None = None
     attend_decode: SlotRecord | None = None
+    tower: SlotRecord | None = None
     split: SlotRecord | None = None
 
 

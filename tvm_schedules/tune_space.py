@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from tvm_schedules.layouts import COLUMNS
 from tvm_schedules.targets import Tile, Variant
 
-Slot = Literal["prefill", "batch", "decode", "attend_prefill", "attend_decode", "split"]
+Slot = Literal["prefill", "batch", "decode", "attend_prefill", "attend_decode", "tower", "split"]
 Point = dict[str, int]
 
 SLOTS: tuple[Slot, ...] = get_args(Slot)
@@ -28,6 +28,7 @@ AXES: dict[Slot, dict[str, tuple[int, ...]]] = {
     "decode": {"rows": (1,), "blocks": (1, 2, 4, 8), "vectors": (1, 2, 4, 8), "unroll": (0, 1, 2)},
     "attend_prefill": {"rows": (3, 4, 6, 8, 12, 16)},
     "attend_decode": {"rows": (1, 2, 3, 4, 6)},
+    "tower": {"blocks": (1, 2, 4)},
     "split": {"parts": (1, 2, 4, 8, 16)},
 }
 """Every value that the search considers; `points` leaves out what the rules exclude."""
@@ -42,7 +43,7 @@ SHORTEST_GROUP = 4
 TOKEN_MULTIPLE = 32
 """The engine's EV_TOKEN_MULTIPLE: a tower's tokens are padded to it and cut into prefill tiles."""
 TOWER_ROWS = 4
-"""A tower's attention takes 4 rows of a prefill tile at once (attention/tower.py, GROUP_ROWS)."""
+"""A tower's linears have tiles of 4 rows, its attention takes 4 rows of a prefill tile at once."""
 UNIT_ROWS = 48
 """The engine's EV_UNIT_ROWS: attention of many rows comes in units of so many."""
 ATTEND_PAIRS = 4
@@ -54,6 +55,8 @@ def point_of(variant: Variant, slot: Slot) -> Point:
     """Returns the point that `variant` stands at."""
     if slot == "split":
         return {"parts": variant.parts}
+    if slot == "tower":
+        return {"blocks": variant.tower_blocks}
     if slot in ("attend_prefill", "attend_decode"):
         return {"rows": variant.attend_rows if slot == "attend_prefill" else variant.attend_decode_rows}
     return dataclasses.asdict(_tile(variant, slot))
@@ -66,6 +69,8 @@ def with_point(variant: Variant, slot: Slot, point: Mapping[str, int]) -> Varian
         raise ValueError(f"{described(point)} is not a legal point of {variant.name}'s {slot}: {reason}")
     if slot == "split":
         return dataclasses.replace(variant, parts=point["parts"])
+    if slot == "tower":
+        return dataclasses.replace(variant, tower_blocks=point["blocks"])
     if slot == "attend_prefill":
         return dataclasses.replace(variant, attend_rows=point["rows"])
     if slot == "attend_decode":
@@ -83,6 +88,8 @@ def refusal(variant: Variant, slot: Slot, point: Mapping[str, int]) -> str | Non
         return f"its keys must be {', '.join(sorted(names))}"
     if slot == "split":
         return None if 1 <= point["parts"] <= MOST_PARTS else f"parts must be from 1 to {MOST_PARTS}"
+    if slot == "tower":
+        return _tower_refusal(variant, point["blocks"])
     if point["rows"] < 1:
         return "rows must be at least 1"
     if slot in GEMM_SLOTS:
@@ -138,6 +145,14 @@ def _gemm_refusal(variant: Variant, slot: Slot, tile: Tile) -> str | None:
     if tile.unroll and (tile.unroll < 0 or SHORTEST_GROUP % tile.unroll):
         return f"unroll must divide the {SHORTEST_GROUP} runs of a group of 32, or be 0"
     return _register_refusal(variant, tile.rows * tile.vectors)
+
+
+def _tower_refusal(variant: Variant, blocks: int) -> str | None:
+    if blocks < 1 or COLUMN_BLOCKS % blocks:
+        return f"blocks must divide {COLUMN_BLOCKS} (N is a multiple of 64)"
+    if variant.arch == "arm64":
+        return None if blocks == variant.tower_blocks else "arm64 has no tower kernels"
+    return _register_refusal(variant, TOWER_ROWS * blocks * COLUMNS // variant.lanes)
 
 
 def _arm64_refusal(variant: Variant, slot: Slot, tile: Tile) -> str | None:
