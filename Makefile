@@ -27,7 +27,7 @@ EXPORT_INPUTS := $(shell find edgevlm export -name '*.py') $(wildcard assets/dem
 
 # The native library stands beside the module that loads it.
 NATIVE := edgevlm/backends/libedgevlm-$(shell uname -m | sed 's/aarch64/arm64/').so
-NATIVE_INPUTS := $(shell find tvm_schedules -name '*.py') $(wildcard edgevlm/engine/*.c edgevlm/engine/*.h)
+NATIVE_INPUTS := $(shell find tvm_schedules -name '*.py' -o -name '*.json') $(wildcard edgevlm/engine/*.c edgevlm/engine/*.h)
 
 # The engine and its JNI part for phones, and the app with them.
 ANDROID := $(BUILD)/android

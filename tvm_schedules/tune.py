@@ -231,17 +231,25 @@ def cpu_name() -> str:
     return names[0] if names else "unknown"
 
 
-def space_rows(variants: Sequence[Variant], slots: Sequence[Slot]) -> list[dict[str, object]]:
-    """Returns variant, slot, axes, the default and the legal points of each slot."""
+@dataclass(frozen=True)
+class SlotSpace:
+    """The declared axes of a slot, how many points they make, and those that the rules leave."""
+
+    variant: str
+    slot: Slot
+    axes: dict[str, tuple[int, ...]]
+    n_points: int
+    default: Point
+    legal: tuple[Point, ...]
+
+
+def spaces(variants: Sequence[Variant], slots: Sequence[Slot]) -> list[SlotSpace]:
+    """Returns the space of each slot of each variant."""
     return [
-        {
-            "variant": variant.name,
-            "slot": slot,
-            "axes": {axis: list(values) for axis, values in tune_space.AXES[slot].items()},
-            "n_points": math.prod(len(values) for values in tune_space.AXES[slot].values()),
-            "default": tune_space.point_of(variant, slot),
-            "legal": tune_space.points(variant, slot),
-        }
+        SlotSpace(
+            variant.name, slot, tune_space.AXES[slot], math.prod(map(len, tune_space.AXES[slot].values())),
+            tune_space.point_of(variant, slot), tuple(tune_space.points(variant, slot)),
+        )
         for variant in variants
         for slot in slots
-    ]
+    ]  # fmt: skip

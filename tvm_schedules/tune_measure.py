@@ -8,6 +8,7 @@ CPU clock before and after, which does not count what other programs take from a
 from __future__ import annotations
 
 import math
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -27,6 +28,8 @@ THREAD_CPU_CLOCK = 3
 """CLOCK_THREAD_CPUTIME_ID of Linux and Android."""
 SHORTEST_S = 0.003
 """A run is repeated until it takes so long: a thousand times the clock's grain."""
+CONNECT_S = 10
+"""How long a tracker may take to answer."""
 _CPUINFO_NAMES = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
 """Features that /proc/cpuinfo spells differently."""
 
@@ -197,7 +200,7 @@ def local_board() -> Board:
                  lambda array: tvm.runtime.tensor(array, device))  # fmt: skip
 
 
-def fleet(host: str, port: int, key: str, n_boards: int, timeout_s: int = 600) -> list[Board]:
+def fleet(host: str, port: int, key: str, n_boards: int) -> list[Board]:
     """Asks the tracker at host:port for `n_boards` servers of `key`; a board is held until its session ends.
 
     Raises BackendError when the tracker or a board does not answer.
@@ -206,8 +209,15 @@ def fleet(host: str, port: int, key: str, n_boards: int, timeout_s: int = 600) -
     from tvm import rpc
 
     try:
+        # TVM itself tries for a minute.
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
         tracker = rpc.connect_tracker(host, port)
-        sessions = [tracker.request(key, session_timeout=timeout_s, max_retry=1) for _ in range(n_boards)]
+        known = [server for server in tracker.summary()["server_info"] if server["key"] == f"server:{key}"]
+        if len(known) < n_boards:
+            raise BackendError(
+                f"the tracker at {host}:{port} has {len(known)} boards of {key!r}, {n_boards} were asked for"
+            )
+        sessions = [tracker.request(key, max_retry=1) for _ in range(n_boards)]
     except (RuntimeError, OSError) as error:
         raise BackendError(
             f"the tracker at {host}:{port} gave no {n_boards} boards of {key!r}: {str(error).splitlines()[-1]}"

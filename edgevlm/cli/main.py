@@ -29,6 +29,9 @@ EXTRA_OF_MODULE = {
     "torch": "reference",
     "transformers": "reference",
     "tvm": "tvm",
+    "tornado": "rpc",
+    "cloudpickle": "rpc",
+    "psutil": "rpc",
     "onnxruntime_qnn": "qnn",
 }
 """Packages that an extra brings, for the message when one is missing."""
