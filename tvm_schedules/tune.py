@@ -7,7 +7,6 @@ default with itself beside them. The record is written after every candidate.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import queue
 import tempfile
@@ -24,6 +23,7 @@ from edgevlm.errors import BackendError, UsageError
 from tvm_schedules import tune_space
 from tvm_schedules.targets import Variant
 from tvm_schedules.tune_measure import Board, Built, build, compare
+from tvm_schedules.tune_models import works_of
 from tvm_schedules.tune_record import (
     LEAST_GAIN,
     Measured,
@@ -35,9 +35,8 @@ from tvm_schedules.tune_record import (
     with_slot,
     write_record,
 )
-from tvm_schedules.tune_work import Work
 from tvm_schedules.tune_space import Point, Slot
-from tvm_schedules.tune_models import works_of
+from tvm_schedules.tune_work import Work
 
 Progress = Callable[[str, int, int], None]
 SCREEN_SAMPLES = 3
