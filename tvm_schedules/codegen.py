@@ -40,7 +40,25 @@ def build_object(functions: Mapping[str, Any], variant: Variant, path: Path) -> 
     module = tvm.ir.transform.Sequential(passes)(module)
     plain = {}
     for global_var, function in module.functions_items():
-        body = tirx.SeqStmt([function.body, tirx.Return(tirx.IntImm("int32", 0))])
+        start = _aligned_stack() if variant.arch == "x86_64" else []
+        body = tirx.SeqStmt([*start, function.body, tirx.Return(tirx.IntImm("int32", 0))])
         plain[global_var] = tirx.PrimFunc(function.params, body, tvm.ir.PrimType("int32"), attrs=function.attrs)
     lowered = tvm.IRModule(plain, attrs=module.attrs)
     tvm.get_global_func("target.build.llvm")(lowered, target).write_to_file(str(path))
+
+
+def _aligned_stack() -> list[Any]:
+    """Statements that make LLVM align a function's stack to 64 bytes.
+
+    It decides so before it knows which registers it will spill, from the function's own variables; when they end up in
+    registers, spilled vectors lie wherever the caller's stack happens to be, half of them across two cache lines
+    (LOG.md, 2026-11-25). A vector on the stack whose address a prefetch takes stays there.
+    """
+    from tvm.script import tirx as T
+
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+    def start() -> None:
+        anchor = T.alloc_buffer((1,), "float32x16")
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(anchor[0]), 0, 3, 1))
+
+    return list(start.body.seq)
