@@ -98,8 +98,9 @@ def build_library(
 ) -> Path:  # fmt: skip
     """Builds the library of `arch` into `directory` and returns its path.
 
-    `only` names one variant and leaves the others out; without `records` all tiles are the defaults. Raises subprocess.CalledProcessError when the compiler refuses a
-    source; its message is on stderr. Raises BackendError when a tool is missing.
+    `only` names one variant and leaves the others out; without `records` all tiles are the defaults. Raises
+    subprocess.CalledProcessError when the compiler refuses a source; its message is on stderr. Raises BackendError when
+    a tool is missing.
     """
     variants = [variant for variant in built_variants(arch, records) if only in (None, variant.name)]
     if not variants:

@@ -38,7 +38,12 @@ def gemm_codes(
 
 
 def attend_codes(
-    q: Float32, keys: NDArray[np.int8], key_scales: Float32, values: NDArray[np.int8], value_scales: Float32, n_past: int
+    q: Float32,
+    keys: NDArray[np.int8],
+    key_scales: Float32,
+    values: NDArray[np.int8],
+    value_scales: Float32,
+    n_past: int,
 ) -> NDArray[np.float64]:
     """Causal attention (T, H, E) of one KV head's scaled queries (T, H, E) over codes (P, E) with a scale per token.
 

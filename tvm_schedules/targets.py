@@ -49,8 +49,6 @@ class Variant:
     """The same for few rows, and for a float cache."""
     tower_blocks: int = 1
     """Blocks of 16 columns of a tower's linears, whose register tiles are 4 rows tall (EV_LINEAR_ROWS)."""
-    parts: int = 4
-    """Parts a thread that work on many rows is cut into, so that a thread that is interrupted holds up little."""
 
 
 _LINUX_X86 = "x86_64-unknown-linux-gnu"

@@ -44,7 +44,6 @@ SCREEN_SAMPLES = 3
 FINALISTS = 3
 UNROLLED = 2
 """Best shapes whose unrollings are tried."""
-MEASURED_SLOTS: tuple[Slot, ...] = ("prefill", "batch", "decode", "attend_prefill", "attend_decode", "tower")
 
 
 @dataclass(frozen=True)

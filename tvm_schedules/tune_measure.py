@@ -160,7 +160,7 @@ def build_kernels(kernels: Mapping[str, Any], variant: Variant, path: Path) -> B
 
 
 def _caller(name: str, kernel: Any) -> Any:
-    """The packed function: the pools, the clock's buffer, count, copies, a stride per pointer, the kernel's integers."""
+    """The packed function: operands, the clock's buffer, count, copies, a stride per pointer, the kernel's integers."""
     from tvm.ir import PointerType
     from tvm.script import from_source
     from tvm.script import tirx as T

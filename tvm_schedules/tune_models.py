@@ -102,9 +102,8 @@ class GemmWork:
             layouts.pack_row_sums(sums, tile_rows, variant.arch), np.zeros(n, np.float32),
             np.full(expected.shape, np.nan, np.float32),
         )
-        return Check(
-            arrays, (n, k, rows // tile_rows, 0, 0, 0, n // COLUMNS), lambda after: relative_error(after[-1], expected), GEMM_BOUND
-        )
+        numbers = (n, k, rows // tile_rows, 0, 0, 0, n // COLUMNS)
+        return Check(arrays, numbers, lambda after: relative_error(after[-1], expected), GEMM_BOUND)
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,8 @@ class AttendWork:
     def kernel(self, variant: Variant) -> Any:
         from tvm_schedules.attention.attend_codes import attend_codes
 
-        return attend_codes(variant, self.head_dim, 8, 8, variant.attend_decode_rows if self.decode else variant.attend_rows)
+        rows = variant.attend_decode_rows if self.decode else variant.attend_rows
+        return attend_codes(variant, self.head_dim, 8, 8, rows)
 
     def operands(self) -> tuple[Operand, ...]:
         codes = self._capacity * self.head_dim
@@ -166,7 +166,8 @@ class AttendWork:
         begin = 0 if self.decode else self.tokens * self.group // 2 // UNIT_ROWS * UNIT_ROWS
         stride = self.group * self.head_dim
         return (
-            self.group, 1, stride, self._capacity, self.n_past, 0, 0, 0, begin, begin + self.unit_rows, 0, self.unit_keys,
+            self.group, 1, stride, self._capacity, self.n_past, 0, 0, 0, begin, begin + self.unit_rows, 0,
+            self.unit_keys,
         )  # fmt: skip
 
     def check(self, variant: Variant) -> Check:
@@ -183,7 +184,8 @@ class AttendWork:
         packed_values = values.reshape(-1, 2, e).transpose(0, 2, 1)
         arrays = (
             q.reshape(tokens, -1), np.ascontiguousarray(packed_keys).view(np.uint8).reshape(-1), key_scales,
-            np.ascontiguousarray(packed_values).view(np.uint8).reshape(-1), value_scales, np.zeros(64, np.int32), partial,
+            np.ascontiguousarray(packed_values).view(np.uint8).reshape(-1), value_scales, np.zeros(64, np.int32),
+            partial,
         )  # fmt: skip
         numbers = (group, 1, group * e, capacity, n_past, 0, 0, 0, 0, rows, 0, n_past + tokens)
 
@@ -226,9 +228,8 @@ def _products(model: _Language, rows: int) -> list[Work]:
         GemmWork(model.name, f"down, {rows} rows", model.hidden, model.intermediate, rows, model.layers),
     ]  # fmt: skip
     if rows != CHUNK:  # a prefill computes one row of logits
-        works.append(
-            GemmWork(model.name, f"head, {rows} rows", model.vocab, model.hidden, rows, 1, model.head_bits, model.head_group)
-        )
+        name, bits, group = f"head, {rows} rows", model.head_bits, model.head_group
+        works.append(GemmWork(model.name, name, model.vocab, model.hidden, rows, 1, bits, group))
     return works
 
 

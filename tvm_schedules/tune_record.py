@@ -24,7 +24,7 @@ RECORDS = Path(__file__).parent / "records"
 LEAST_GAIN = 1.02
 """Default time over recorded time above which a build takes the recorded point: less is noise."""
 
-Clock = Literal["thread_cpu", "wall"]
+Clock = Literal["thread_cpu"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,6 @@ class VariantRecord:
     attend_prefill: SlotRecord | None = None
     attend_decode: SlotRecord | None = None
     tower: SlotRecord | None = None
-    split: SlotRecord | None = None
 
 
 @dataclass(frozen=True)

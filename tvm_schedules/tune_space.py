@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from tvm_schedules.layouts import COLUMNS
 from tvm_schedules.targets import Tile, Variant
 
-Slot = Literal["prefill", "batch", "decode", "attend_prefill", "attend_decode", "tower", "split"]
+Slot = Literal["prefill", "batch", "decode", "attend_prefill", "attend_decode", "tower"]
 Point = dict[str, int]
 
 SLOTS: tuple[Slot, ...] = get_args(Slot)
@@ -29,7 +29,6 @@ AXES: dict[Slot, dict[str, tuple[int, ...]]] = {
     "attend_prefill": {"rows": (3, 4, 6, 8, 12, 16)},
     "attend_decode": {"rows": (1, 2, 3, 4, 6)},
     "tower": {"blocks": (1, 2, 4)},
-    "split": {"parts": (1, 2, 4, 8, 16)},
 }
 """Every value that the search considers; `points` leaves out what the rules exclude."""
 
@@ -48,13 +47,10 @@ UNIT_ROWS = 48
 """The engine's EV_UNIT_ROWS: attention of many rows comes in units of so many."""
 ATTEND_PAIRS = 4
 """Up to so many rows attention keeps two vectors of keys in flight (attend_codes.py)."""
-MOST_PARTS = 64
 
 
 def point_of(variant: Variant, slot: Slot) -> Point:
     """Returns the point that `variant` stands at."""
-    if slot == "split":
-        return {"parts": variant.parts}
     if slot == "tower":
         return {"blocks": variant.tower_blocks}
     if slot in ("attend_prefill", "attend_decode"):
@@ -67,8 +63,6 @@ def with_point(variant: Variant, slot: Slot, point: Mapping[str, int]) -> Varian
     reason = refusal(variant, slot, point)
     if reason is not None:
         raise ValueError(f"{described(point)} is not a legal point of {variant.name}'s {slot}: {reason}")
-    if slot == "split":
-        return dataclasses.replace(variant, parts=point["parts"])
     if slot == "tower":
         return dataclasses.replace(variant, tower_blocks=point["blocks"])
     if slot == "attend_prefill":
@@ -78,7 +72,9 @@ def with_point(variant: Variant, slot: Slot, point: Mapping[str, int]) -> Varian
     tile = Tile(**point)
     if slot == "prefill":
         return dataclasses.replace(variant, prefill_tile=tile)
-    return dataclasses.replace(variant, **{"batch_tile" if slot == "batch" else "decode_tile": tile})
+    if slot == "batch":
+        return dataclasses.replace(variant, batch_tile=tile)
+    return dataclasses.replace(variant, decode_tile=tile)
 
 
 def refusal(variant: Variant, slot: Slot, point: Mapping[str, int]) -> str | None:
@@ -86,8 +82,6 @@ def refusal(variant: Variant, slot: Slot, point: Mapping[str, int]) -> str | Non
     names = set(AXES[slot])
     if set(point) != names:
         return f"its keys must be {', '.join(sorted(names))}"
-    if slot == "split":
-        return None if 1 <= point["parts"] <= MOST_PARTS else f"parts must be from 1 to {MOST_PARTS}"
     if slot == "tower":
         return _tower_refusal(variant, point["blocks"])
     if point["rows"] < 1:

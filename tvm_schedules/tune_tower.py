@@ -53,8 +53,8 @@ class TowerLinearWork:
 
     def operands(self) -> tuple[Operand, ...]:
         return (
-            Operand("bytes"), Operand("halves"), Operand("codes"), Operand("floats"), Operand("sums"), Operand("floats"),
-            Operand("results"),
+            Operand("bytes"), Operand("halves"), Operand("codes"), Operand("floats"), Operand("sums"),
+            Operand("floats"), Operand("results"),
         )  # fmt: skip
 
     def numbers(self, variant: Variant) -> tuple[int, ...]:
@@ -146,8 +146,8 @@ class TowerAttendWork:
 
     def operands(self) -> tuple[Operand, ...]:
         return (
-            Operand("codes"), Operand("floats"), Operand("sums"), Operand("bytes"), Operand("floats"), Operand("floats"),
-            Operand("codes"), Operand("floats"), Operand("floats"), Operand("results"),
+            Operand("codes"), Operand("floats"), Operand("sums"), Operand("bytes"), Operand("floats"),
+            Operand("floats"), Operand("codes"), Operand("floats"), Operand("floats"), Operand("results"),
         )  # fmt: skip
 
     def numbers(self, variant: Variant) -> tuple[int, ...]:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from tvm_schedules.tune_space import Slot
 
 SLOTS: tuple[Slot, ...] = ("prefill", "batch", "decode", "attend_prefill", "attend_decode", "tower")
-"""What can be tuned; a test compares it with `tvm_schedules.tune`."""
+"""What can be tuned; a test compares it with `tvm_schedules.tune_space`."""
 
 JSON_FIELDS = {
     "record": "path of the record; null with --dry-run",
     "boards": "names of the machines that measured",
     "space": "list of {variant, slot, axes, n_points, default, legal}; with --dry-run",
-    "results": "list of {variant, slot, default, best, gain, noise, n_candidates, taken}; `gain` is default time over best",
+    "results": "list of {variant, slot, default, best, gain (default time over best), noise, n_candidates, taken}",
 }
 
 
@@ -33,8 +33,8 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "tune",
         help="search the native kernels' tile sizes on real machines",
-        description="Search the native kernels' tile sizes on this machine, or on boards that a TVM RPC tracker hands out. "
-        "The record is written after every candidate, so Ctrl-C keeps what was measured; the next build of the native "
+        description="Search the native kernels' tile sizes on this machine, or on boards that a TVM RPC tracker hands "
+        "out. The record is written after every candidate, so Ctrl-C keeps what was measured; the next build of the native "
         "library takes what gains more than 2 %.",
     )
     parser.add_argument(
@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--tracker needs --variant: what the boards are cannot be asked from here")
     alien = [variant.name for variant in variants if variant not in runnable]
     if not variants or (alien and not args.tracker):
-        raise BackendError(f"this machine cannot run {', '.join(alien) or 'any variant'}; boards are named with --tracker")
+        names = ", ".join(alien) or "any variant"
+        raise BackendError(f"this machine cannot run {names}; boards that do are named with --tracker")
     path = args.output or record_path(variants[0].arch)
     boards = fleet(host, port, args.key, args.boards) if args.tracker else [local_board()]
     cpu = f"boards {args.key}" if args.tracker else tune.cpu_name()

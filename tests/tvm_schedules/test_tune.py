@@ -62,7 +62,6 @@ def test_defaults_are_legal_and_first(variant: Variant, slot: Slot) -> None:
         (AVX512, "attend_decode", {"rows": 0}, "at least 1"),
         (AVX512, "tower", {"blocks": 3}, "divide 4"),
         (AVX2, "tower", {"blocks": 4}, "32 sums"),
-        (AVX512, "split", {"parts": 0}, "from 1 to 64"),
     ],
 )
 def test_rules(variant: Variant, slot: Slot, change: Point, part: str) -> None:
@@ -75,7 +74,7 @@ def test_rules(variant: Variant, slot: Slot, change: Point, part: str) -> None:
 
 def test_keys_of_a_point() -> None:
     assert "keys must be" in (refusal(AVX512, "prefill", {"rows": 8}) or "")
-    assert "keys must be" in (refusal(AVX512, "split", {"parts": 4, "rows": 1}) or "")
+    assert "keys must be" in (refusal(AVX512, "tower", {"blocks": 4, "rows": 1}) or "")
 
 
 def entry(slot: Slot, best: Point, gain: float, finished: bool = True) -> SlotRecord:
@@ -144,8 +143,8 @@ def test_the_library_is_told_the_tiles() -> None:
     assert ", 6, 4," in table_source([(moved, [])]) and ", 6, 4," not in table_source([(AVX512, [])])
 
 
-def test_cli_names_the_measured_slots() -> None:
-    assert command.SLOTS == tune.MEASURED_SLOTS
+def test_cli_names_the_slots() -> None:
+    assert command.SLOTS == SLOTS
 
 
 def test_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +152,7 @@ def test_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     (space,) = json.loads(capsys.readouterr().out)["space"]
     assert space["variant"] == "neon" and space["default"] in space["legal"] and space["n_points"] == 240
     assert main(["tune", "--dry-run", "--variant", "avx512vnni"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + len(tune.MEASURED_SLOTS)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(SLOTS)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,7 @@ def test_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["--variant", "neon"], "cannot run neon", 8),
         (["--tracker", "here"], "HOST:PORT", 2),
         (["--tracker", "h:1", "--key", "k"], "needs --variant", 2),
-        (["--slot", "split"], "invalid choice", 2),
+        (["--slot", "colour"], "invalid choice", 2),
     ],
 )
 def test_usage(words: list[str], part: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def boards(tracker: int) -> list[Board]:
 
 
 def test_two_servers_agree_on_the_order(variant: Variant, boards: list[Board], tmp_path: Path) -> None:
-    """Candidates of one, two and four times the work: each server, asked alone, gives the right numbers and ranks them."""
+    """Candidates of one, two and four times the work: each server gives the right numbers and the same order."""
     amounts = (32, 64, 128)
     candidates = {rows: build(works(rows), variant, tmp_path / f"{rows}.so") for rows in amounts}
     for board in boards:

@@ -115,7 +115,8 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
                                 )
                         if short is None:
                             for stretch in T.serial(group_runs // unrolled):
-                                for r in T.unroll(unrolled):
+                                first: T.int32 = stretch * unrolled
+                                for u in T.unroll(unrolled):
                                     for half in T.unroll(nibbles):
                                         for i in T.unroll(at_once):
                                             for m in T.unroll(rows):
@@ -124,12 +125,12 @@ def gemm(variant: Variant, tile: Tile, bits: int, group: int, zero_point: bool, 
                                                     codes(
                                                         W,
                                                         weight_run(
-                                                            block, s * at_once + i, k // group, g, stretch * unrolled + r
+                                                            block, s * at_once + i, k // group, g, first + u
                                                         ),
                                                         half,
                                                     ),
                                                     broadcast_quad(
-                                                        X, quad(row_tile, k // group, g, stretch * unrolled + r, half, m)
+                                                        X, quad(row_tile, k // group, g, first + u, half, m)
                                                     ),
                                                 )
                         else:
