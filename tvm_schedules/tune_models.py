@@ -10,7 +10,6 @@ import numpy as np
 from tvm_schedules import layouts, reference
 from tvm_schedules.layouts import COLUMNS
 from tvm_schedules.targets import Tile, Variant
-from tvm_schedules.tower_kernels import TOWER_ARCHS
 from tvm_schedules.tune_space import UNIT_ROWS, Slot
 from tvm_schedules.tune_tower import TowerLinearWork, tower_works
 from tvm_schedules.tune_work import Array, Check, Operand, Work, relative_error
@@ -234,8 +233,11 @@ def _products(model: _Language, rows: int) -> list[Work]:
 
 
 def works_of(slot: Slot, arch: str) -> list[Work]:
-    """Returns the workloads that a slot is scored on; a tower's attention has the rows of the prefill tile."""
-    tower = tower_works() if slot in ("prefill", "tower") and arch in TOWER_ARCHS else []
+    """Returns the workloads that a slot is scored on; a tower's attention has the rows of the prefill tile.
+
+    arm64's towers have no tiles to choose.
+    """
+    tower = tower_works() if slot in ("prefill", "tower") and arch == "x86_64" else []
     if slot == "tower":
         return [work for work in tower if isinstance(work, TowerLinearWork)]
     if slot in ("prefill", "decode"):

@@ -145,7 +145,7 @@ def _tower_refusal(variant: Variant, blocks: int) -> str | None:
     if blocks < 1 or COLUMN_BLOCKS % blocks:
         return f"blocks must divide {COLUMN_BLOCKS} (N is a multiple of 64)"
     if variant.arch == "arm64":
-        return None if blocks == variant.tower_blocks else "arm64 has no tower kernels"
+        return None if blocks == variant.tower_blocks else "arm64's tower kernels choose their blocks themselves"
     return _register_refusal(variant, TOWER_ROWS * blocks * COLUMNS // variant.lanes)
 
 

@@ -102,7 +102,7 @@ class PatchWork:
     def kernel(self, variant: Variant) -> Any:
         from tvm_schedules.gemm.patches import patch_gemm
 
-        return patch_gemm(variant, variant.prefill_tile.rows, PATCH_BLOCKS)
+        return patch_gemm(variant, variant.prefill_tile.rows, PATCH_BLOCKS, variant.prefill_tile.rows)
 
     def operands(self) -> tuple[Operand, ...]:
         return Operand("floats"), Operand("floats"), Operand("floats"), Operand("results")

@@ -34,8 +34,8 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "tune",
         help="search the native kernels' tile sizes on real machines",
         description="Search the native kernels' tile sizes on this machine, or on boards that a TVM RPC tracker hands "
-        "out. The record is written after every candidate, so Ctrl-C keeps what was measured; the next build of the native "
-        "library takes what gains more than 2 %.",
+        "out. The record is written after every candidate, so Ctrl-C keeps what was measured; the next build of the "
+        "native library takes what gains more than 2 %.",
     )
     parser.add_argument(
         "--variant", action="append", metavar="NAME",
