@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from tvm_schedules import layouts, reference
+from tvm_schedules.elementwise.quantise_strip import ROWS as LINEAR_ROWS
 from tvm_schedules.layouts import COLUMNS, QUAD
 from tvm_schedules.targets import Variant
-from tvm_schedules.tower_kernels import LINEAR_ROWS, PATCH_BLOCKS
+from tvm_schedules.tower_kernels import PATCH_BLOCKS
 from tvm_schedules.tune_work import Array, Check, Operand, Work, relative_error
 
 TOWER = "SmolVLM-256M tower"
