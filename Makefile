@@ -38,7 +38,7 @@ ANDROID_FLAGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help check demo native apk android-library test test-emulated test-android lint test-reference deps golden parity docs clean
+.PHONY: help check demo native apk android-library test test-slow test-emulated test-android lint test-reference deps golden parity docs clean
 
 help: ## print this list
 	grep -E '^[a-z-]+:.*## ' Makefile | while IFS= read -r line; do printf '  make %-15s %s\n' "$${line%%:*}" "$${line##*## }"; done
@@ -143,7 +143,10 @@ apk: $(VENV)/.android $(ANDROID_LIBRARIES) ## build, sign and check the Android 
 test: $(VENV)/.dev $(NATIVE) ## lint, types, tests (but those of other machines and of Android)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not android and not emulated' $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not android and not emulated and not slow' $(PYTEST_FLAGS)
+
+test-slow: $(VENV)/.dev $(NATIVE) ## tests that take minutes, with real weights
+	EDGEVLM_TEST_WEIGHTS=1 $(VENV)/bin/python -m pytest -m slow $(PYTEST_FLAGS)
 
 test-emulated: $(VENV)/.dev $(NATIVE) ## the arm64 kernels and engine under qemu; needs the tools of `make deps`
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m emulated $(PYTEST_FLAGS)
