@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         with ProgressBar() as progress:
             record = tune.tune(variants, slots, boards, cpu, path, tune.Settings(samples=args.samples), progress)
     except KeyboardInterrupt:
-        note(f"edgevlm: what was measured is in {shown_path(path)}")
+        if path.exists():
+            note(f"edgevlm: what was measured is in {shown_path(path)}")
         raise
     entries = [
         (variant.name, slot, entry)
