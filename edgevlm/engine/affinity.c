@@ -29,7 +29,7 @@ int32_t ev_fast_cpus(uint64_t *mask) {
     *mask = 0;
     int32_t n_fast = 0;
     for (int32_t cpu = 0; cpu < 64; ++cpu)
-        if (khz[cpu] > 0 && khz[cpu] * 4 >= fastest * 3) { /* prime and big cores; little ones run at half to two thirds */
+        if (khz[cpu] > 0 && khz[cpu] * 4 >= fastest * 3) { /* what is slower than three quarters of the fastest counts as little */
             *mask |= 1ull << cpu;
             ++n_fast;
         }

@@ -16,8 +16,8 @@ from export.checkpoints.source import Contents, TensorInfo, TensorSource
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 MAX_DIFFERENCE = 0.15
-"""Largest ||E - H|| / ||H|| of two roundings of one table: 4-bit codes in blocks of 32 differ by 0.06 to 0.1 (lowbit.md
-section 1); unrelated tables by 1.4."""
+"""Largest ||E - H|| / ||H|| of two roundings of one table: Qwen2.5-Coder's Q4_K embedding and Q6_K head differ by 0.075
+(1.5B) and 0.044 (0.5B), measured 2026-11-25; unrelated tables differ by 1.4."""
 _ROWS_PER_SAMPLE, _SAMPLES = 64, 16
 
 

@@ -29,10 +29,10 @@ UNINSTALLED = {"convert": ("torchvision",)}
 BUILT_HERE = ("llama.cpp",)
 """Compiled for this CPU instead of installed as a generic wheel."""
 NOT_HERE = {
-    "MNN": "its wheel runs models but has no converter from a GGUF or a snapshot",
-    "MLC-LLM": "no wheel on the package index",
-    "ExecuTorch": "its LLM export needs the model's own training-time checkpoint and a torch of another version",
-    "LiteRT-LM": "its converter needs a download from a model hub",
+    "MNN": "its wheel (3.6.1) runs language models but brings no converter for a GGUF or a snapshot",
+    "MLC-LLM": "no package of this name on the package index",
+    "ExecuTorch": "not tried",
+    "LiteRT-LM": "its wheel (0.18.1) runs language models but brings no converter; not tried further",
 }
 
 
