@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tvm_schedules.attention_problem import BOUNDS, FORMS, HEADS, KV_HEADS, Cache
+from tests.tvm_schedules.attention_problem import FORMS, HEADS, KV_HEADS, Cache, bound
 from tests.tvm_schedules.kernels import argument_of, compile_kernels, host_variants
 from tvm_schedules.attention.cache import form_name
 from tvm_schedules.targets import Variant
@@ -46,7 +46,7 @@ def test_attention(library: ctypes.CDLL, bits: tuple[int, int], head_dim: int, w
         for bounds in splits:
             for tile in ("prefill", "decode"):
                 found = cache.attend(qkv, bounds, window, tile)
-                assert np.abs(found - expected).max() < BOUNDS[bits] * np.abs(expected).max()
+                assert np.abs(found - expected).max() < bound(bits, head_dim) * np.abs(expected).max()
         wrong = cache.expected(queries[:, ::-1], window)
         assert np.abs(found - wrong).max() > max(0.1, 2 * np.abs(found - expected).max())  # negative control
         cache.n_past = total
@@ -87,7 +87,7 @@ def test_drafted_tree(library: ctypes.CDLL, bits: tuple[int, int], window: int) 
     expected = cache.expected(queries, window, tree)
     for bounds in ([0, 68], [0, 64, 68]):
         found = cache.attend(qkv, bounds, window, "decode", tree)
-        assert np.abs(found - expected).max() < BOUNDS[bits] * np.abs(expected).max()
+        assert np.abs(found - expected).max() < bound(bits, 64) * np.abs(expected).max()
     assert np.abs(cache.attend(qkv, [0, 68], window, "decode") - expected).max() > 0.1
 
 

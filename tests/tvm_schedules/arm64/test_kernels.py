@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tvm_schedules.arm64 import emulator
-from tests.tvm_schedules.attention_problem import BOUNDS, FORMS, Cache
+from tests.tvm_schedules.attention_problem import FORMS, Cache, bound
 from tests.tvm_schedules.gemm_problem import N, Problem, relative_error, swiglu
 from tvm_schedules import layouts, reference
 from tvm_schedules.attention.cache import form_name
@@ -133,7 +133,7 @@ def test_attention(kernels: emulator.Kernels, bits: tuple[int, int], head_dim: i
         for bounds in ([0, total], [0, 64, total]):
             for tile in ("prefill", "decode"):
                 found = cache.attend(qkv, bounds, window, tile)
-                assert np.abs(found - expected).max() < BOUNDS[bits] * np.abs(expected).max()
+                assert np.abs(found - expected).max() < bound(bits, head_dim) * np.abs(expected).max()
         wrong = cache.expected(queries[:, ::-1], window)
         assert np.abs(found - wrong).max() > max(0.1, 2 * np.abs(found - expected).max())  # negative control
         cache.n_past = total
@@ -151,7 +151,7 @@ def test_drafted_tree(kernels: emulator.Kernels, bits: tuple[int, int]) -> None:
     queries = cache.append(qkv, 60 + np.array([int(mask).bit_count() for mask in tree]))
     expected = cache.expected(queries, 0, tree)
     found = cache.attend(qkv, [0, 64, 68], 0, "decode", tree)
-    assert np.abs(found - expected).max() < BOUNDS[bits] * np.abs(expected).max()
+    assert np.abs(found - expected).max() < bound(bits, 64) * np.abs(expected).max()
     assert np.abs(cache.attend(qkv, [0, 68], 0, "decode") - expected).max() > 0.1
 
 
