@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgevlm.backends.session import Int64
+from edgevlm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """A tree that was scored: its tokens, and the path whose rows lie in the cache behind the committed ones."""
+
+    ids: Int64
+    parents: Int64
+    positions: Int64
+    cached_path: tuple[int, ...]
+
+
+def check_tree(ids: Int64, parents: Int64, positions: Int64) -> None:
+    """Raises UsageError for an empty tree, lengths that differ, or a parent that does not stand before its child."""
+    n_nodes = len(ids)
+    if n_nodes == 0 or len(parents) != n_nodes or positions.shape[-1] != n_nodes:
+        raise UsageError(f"a tree of {n_nodes} ids has {len(parents)} parents and {positions.shape[-1]} positions")
+    if any(not -1 <= parent < node for node, parent in enumerate(parents.tolist())):
+        raise UsageError("each parent in a drafted tree must stand before its child")
+
+
+def accepted_path(tree: DraftTree | None, nodes: Int64) -> tuple[DraftTree, tuple[int, ...]]:
+    """Returns `tree`, and `nodes` as a path. Raises UsageError without a tree, and for nodes that are no path in it."""
+    path = tuple(int(node) for node in nodes)
+    if tree is None:
+        raise UsageError("accept() needs a tree scored just before")
+    expected = -1
+    for node in path:
+        if not 0 <= node < len(tree.ids) or tree.parents[node] != expected:
+            raise UsageError(f"nodes {path} are not a path from the root of the scored tree")
+        expected = node
+    return tree, path
 
 
 def leaf_paths(parents: Int64) -> list[tuple[int, ...]]:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from edgevlm.backends.draft_tree import check_tree
 from edgevlm.backends.native_library import (
     KernelTime,
     Limits,
@@ -149,9 +150,8 @@ class NativeSession:
         Each token sees the committed ones and its own ancestors. Raises UsageError for more tokens, or for parents that
         do not come before their children.
         """
+        check_tree(ids, parents, positions)
         n_nodes = len(ids)
-        if n_nodes == 0 or len(parents) != n_nodes or len(positions) != n_nodes:
-            raise UsageError(f"a tree of {n_nodes} ids has {len(parents)} parents and {len(positions)} positions")
         self._check_room(n_nodes)
         logits = np.empty((n_nodes, self._vocab_size), np.float32)
         tokens, above, places = (np.ascontiguousarray(array, np.int32) for array in (ids, parents, positions))

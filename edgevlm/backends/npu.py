@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.backends.draft_tree import leaf_paths, shared_length
+from edgevlm.backends.draft_tree import DraftTree, accepted_path, check_tree, leaf_paths, shared_length
 from edgevlm.backends.ort import Calls, Graph, Running, default_threads, ort_errors, return_free_memory
 from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timings
 from edgevlm.errors import BackendError, ContextFullError, PackageError, UsageError
@@ -114,14 +114,6 @@ class _Snapshot:
     arrays: tuple[NDArray[np.uint8], ...]
 
 
-@dataclass(frozen=True)
-class _Tree:
-    ids: Int64
-    parents: Int64
-    positions: Int64
-    cached_path: tuple[int, ...]
-
-
 class NpuSession:
     """Session protocol on fixed graphs; see edgevlm.backends.session for what each method promises."""
 
@@ -139,7 +131,7 @@ class NpuSession:
         self._entry = entry
         self._runner = runner
         self._calls = Calls()
-        self._tree: _Tree | None = None
+        self._tree: DraftTree | None = None
         self._cache: dict[str, NDArray[np.uint8]] = {}
         start = time.perf_counter()
         self._embed = Graph(package.graph("embed_tokens"), 1, keep_buffers=True)
@@ -198,14 +190,10 @@ class NpuSession:
 
     def score(self, ids: Int64, parents: Int64, positions: Int64) -> Float32:
         """Returns logits (T, vocab) of a drafted tree: token by token, reusing what neighbouring paths share."""
-        n_nodes = len(ids)
-        if n_nodes == 0 or len(parents) != n_nodes or positions.shape[-1] != n_nodes:
-            raise UsageError(f"a tree of {n_nodes} ids has {len(parents)} parents and {positions.shape[-1]} positions")
-        if any(not -1 <= parent < node for node, parent in enumerate(parents.tolist())):
-            raise UsageError("each parent in a drafted tree must stand before its child")
+        check_tree(ids, parents, positions)
         paths = leaf_paths(parents)
         self._check_room(max(len(path) for path in paths))
-        logits = np.zeros((n_nodes, self.package.manifest.decoder.vocab_size), np.float32)
+        logits = np.zeros((len(ids), self.package.manifest.decoder.vocab_size), np.float32)
         cached: tuple[int, ...] = ()
         self._tree = None
         with self._calls.running() as running:
@@ -214,19 +202,12 @@ class NpuSession:
                     node = path[depth]
                     logits[node] = self._one(int(ids[node]), int(positions[node]), self.n_past + depth, running)
                 cached = path
-        self._tree = _Tree(ids.copy(), parents.copy(), positions.copy(), cached)
+        self._tree = DraftTree(ids.copy(), parents.copy(), positions.copy(), cached)
         return logits
 
     def accept(self, nodes: Int64) -> None:
         """Commits a root-to-node path of the tree last scored; rows that another path overwrote are computed again."""
-        tree, path = self._tree, tuple(int(node) for node in nodes)
-        if tree is None:
-            raise UsageError("accept() needs a tree scored just before")
-        expected = -1
-        for node in path:
-            if not 0 <= node < len(tree.ids) or tree.parents[node] != expected:
-                raise UsageError(f"nodes {path} are not a path from the root of the scored tree")
-            expected = node
+        tree, path = accepted_path(self._tree, nodes)
         with self._calls.running() as running:
             for depth in range(shared_length(path, tree.cached_path), len(path)):
                 node = path[depth]

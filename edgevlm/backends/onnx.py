@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgevlm.backends.draft_tree import leaf_paths, shared_length
+from edgevlm.backends.draft_tree import DraftTree, accepted_path, check_tree, leaf_paths, shared_length
 from edgevlm.backends.onnx_tower import OnnxTower
 from edgevlm.backends.ort import Calls, Graph, Running, default_threads, return_free_memory
 from edgevlm.backends.session import (
@@ -34,15 +34,6 @@ from edgevlm.package import Package
 class _Snapshot:
     n_past: int
     arrays: tuple[Float32, ...]
-
-
-@dataclass(frozen=True)
-class _Tree:
-    ids: Int64
-    parents: Int64
-    positions: Int64
-    cached_path: tuple[int, ...]
-    """Nodes whose rows stand in the cache behind `n_past`, in order."""
 
 
 class OnnxSession:
@@ -69,7 +60,7 @@ class OnnxSession:
                 )
         self.tower = OnnxTower(package, self.n_threads, self.timings)
         self._calls = Calls()
-        self._tree: _Tree | None = None
+        self._tree: DraftTree | None = None
         self._cache: list[Float32] = []
 
         start = time.perf_counter()
@@ -140,14 +131,10 @@ class OnnxSession:
         onnxruntime gets no tree mask here: each root-to-leaf path is run on its own, reusing the rows that it shares
         with the path before, so a chain costs one run and a bush as many as it has leaves.
         """
-        n_nodes = len(ids)
-        if n_nodes == 0 or len(parents) != n_nodes or positions.shape[-1] != n_nodes:
-            raise UsageError(f"a tree of {n_nodes} ids has {len(parents)} parents and {positions.shape[-1]} positions")
-        if any(not -1 <= parent < node for node, parent in enumerate(parents.tolist())):
-            raise UsageError("each parent in a drafted tree must stand before its child")
+        check_tree(ids, parents, positions)
         paths = leaf_paths(parents)
         self._check_room(max(len(path) for path in paths))
-        logits = np.zeros((n_nodes, self.package.manifest.decoder.vocab_size), np.float32)
+        logits = np.zeros((len(ids), self.package.manifest.decoder.vocab_size), np.float32)
         cached: tuple[int, ...] = ()
         self._tree = None
         with self._calls.running() as running:
@@ -157,19 +144,12 @@ class OnnxSession:
                 nodes = np.array(path[shared:], np.int64)
                 logits[nodes] = self._score_rows(ids[nodes], positions[..., nodes], self.n_past + shared, running)
                 cached = path
-        self._tree = _Tree(ids.copy(), parents.copy(), positions.copy(), cached)
+        self._tree = DraftTree(ids.copy(), parents.copy(), positions.copy(), cached)
         return logits
 
     def accept(self, nodes: Int64) -> None:
         """Commits a root-to-node path of the tree last scored; rows that another path overwrote are computed again."""
-        tree, path = self._tree, tuple(int(node) for node in nodes)
-        if tree is None:
-            raise UsageError("accept() needs a tree scored just before")
-        expected = -1
-        for node in path:
-            if not 0 <= node < len(tree.ids) or tree.parents[node] != expected:
-                raise UsageError(f"nodes {path} are not a path from the root of the scored tree")
-            expected = node
+        tree, path = accepted_path(self._tree, nodes)
         shared = shared_length(path, tree.cached_path)
         rest = np.array(path[shared:], np.int64)
         if len(rest):

@@ -121,7 +121,7 @@ def test_rewinds_and_drafts(package: Package) -> None:
     with pytest.raises(UsageError, match="not a path"):
         session.score(tree_ids, np.array([-1, 0, 0, 1]), np.array([202, 203, 203, 204]))
         session.accept(np.array([1]))
-    with pytest.raises(UsageError, match="parents come before"):
+    with pytest.raises(UsageError, match="must stand before its child"):
         session.score(tree_ids, np.array([1, -1, 0, 1]), np.array([202, 203, 203, 204]))
     with pytest.raises(UsageError, match="more than the 16"):
         session.score(np.zeros(17, np.int64), np.arange(17) - 1, np.arange(202, 219))
