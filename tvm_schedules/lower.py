@@ -7,9 +7,9 @@ sum adds to it in place, and a norm is folded into the quantisation of the rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgevlm.errors import UnsupportedModelError
 from tvm_schedules.matrices import Matrix, interleave, matrix_from_blocks, merge, read_matrix, store
 from tvm_schedules.onnx_graph import Node, OnnxGraph
+from tvm_schedules.patterns import PatternReader
 from tvm_schedules.plan import MAX_LOGIT_ROWS, NONE, Buffer, Op, WeightsFile
 
 HEAD_DIMS = (64, 128)
@@ -71,10 +72,6 @@ class Control:
     """Lengths and masks: the engine counts tokens itself."""
 
 
-T = TypeVar("T")
-Value = Rows | Normed | Linear | Rotated | Silu | Control
-
-
 @dataclass(frozen=True)
 class Lowered:
     """The call list of a decoder."""
@@ -100,20 +97,14 @@ def lower_decoder(
     return _Lowering(decoder, weights, key_centres).run(embed)
 
 
-class _Lowering:
+class _Lowering(PatternReader):
     def __init__(self, graph: OnnxGraph, weights: WeightsFile, key_centres: Sequence[NDArray[np.float32]]) -> None:
-        self.graph = graph
-        self.weights = weights
+        super().__init__(graph, weights)
         self.key_centres = key_centres
-        self.ops: list[Op] = []
-        self.buffers: dict[str, Buffer] = {}
-        self.values: dict[str, Value] = {
-            "attention_mask": Control(), "num_logits_to_keep": Control(), "position_ids": Control(),
-        }
+        self.values |= dict.fromkeys(("attention_mask", "num_logits_to_keep", "position_ids"), Control())
         self.layer = 0
-        self.tables: dict[str, int] = {}
         self.max_positions = 0
-        self.handlers: Mapping[str, Callable[[Node], None]] = {
+        self.handlers = {
             "SimplifiedLayerNormalization": self._norm,
             "SkipSimplifiedLayerNormalization": self._add_norm,
             "MatMulNBits": self._linear,
@@ -128,11 +119,7 @@ class _Lowering:
     def run(self, embed: OnnxGraph) -> Lowered:
         hidden_size, vocab_size = self._embedding(embed)
         self.values["inputs_embeds"] = Rows("x", hidden_size)
-        for node in self.graph.nodes:
-            handler = self.handlers.get(node.op_type)
-            if handler is None:
-                raise self._unmatched(node)
-            handler(node)
+        self.read_nodes()
         logits = self.values.get("logits")
         if not isinstance(logits, Linear):
             raise UnsupportedModelError(f"{self.graph.path}: the logits are not the result of a MatMulNBits")
@@ -147,11 +134,11 @@ class _Lowering:
     # ---- patterns
 
     def _norm(self, node: Node) -> None:
-        rows = self._get(node, 0, Rows)
+        rows = self.get(node, 0, Rows)
         self.values[node.outputs[0]] = Normed(rows, node.inputs[1], float(node.attributes["epsilon"]))
 
     def _add_norm(self, node: Node) -> None:
-        residual, linear = self._get(node, 0, Rows), self._get(node, 1, Linear)
+        residual, linear = self.get(node, 0, Rows), self.get(node, 1, Linear)
         matrix = self._matrix(linear)
         self._quantise(linear.source, matrix["k"], matrix["group"])
         self._gemm(matrix, linear.node, residual.buffer, CHUNK_TOKENS, frozenset({"accumulate"}))
@@ -163,37 +150,37 @@ class _Lowering:
     def _linear(self, node: Node) -> None:
         source = self.values.get(node.inputs[0])
         if not isinstance(source, (Rows, Normed)):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         self.values[node.outputs[0]] = Linear(node, source)
 
     def _rotary(self, node: Node) -> None:
-        linear = self._get(node, 0, Linear)
+        linear = self.get(node, 0, Linear)
         if node.attributes.get("interleaved", 0):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         self.values[node.outputs[0]] = Rotated(linear, node.inputs[2], node.inputs[3])
 
     def _attention(self, node: Node) -> None:
-        query, key, value = self._get(node, 0, Rotated), self._get(node, 1, Rotated), self._get(node, 2, Linear)
+        query, key, value = self.get(node, 0, Rotated), self.get(node, 1, Rotated), self.get(node, 2, Linear)
         linears = (query.linear, key.linear, value)
         if len({linear.source for linear in linears}) != 1 or node.attributes.get("softcap", 0.0):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         heads, kv_heads = int(node.attributes["num_heads"]), int(node.attributes["kv_num_heads"])
         head_dim = int(query.linear.node.attributes["N"]) // heads
-        half = self.graph.array(query.cos).shape[1]
+        self.max_positions, half = self.graph.array(query.cos).shape
         if head_dim not in HEAD_DIMS or 2 * half != head_dim:
             raise UnsupportedModelError(
                 f"node {node.name}: heads of {head_dim} channels, {2 * half} of them rotated; the engine has "
                 f"attention for {HEAD_DIMS}, all rotated"
             )
         matrix = store(self.weights, merge([read_matrix(self.graph, linear.node) for linear in linears]))
-        matrix["bias"] = self._merged_bias([linear.node for linear in linears], matrix["n"])
+        matrix["bias"] = self._bias([linear.node for linear in linears], matrix["n"])
         self._quantise(query.linear.source, matrix["k"], matrix["group"])
         self._gemm(matrix, node, "qkv", CHUNK_TOKENS, frozenset())
         shared: dict[str, Any] = {"n": matrix["n"], "layer": self.layer}
         shared |= {"head_dim": head_dim, "heads": heads, "kv_heads": kv_heads}
         centre = self.weights.add(self.key_centres[self.layer].astype(np.float32))
         scale = float(node.attributes.get("scale") or head_dim**-0.5)
-        tables: dict[str, Any] = {"cos": self._table(query.cos), "sin": self._table(query.sin)}
+        tables: dict[str, Any] = {"cos": self.table(query.cos), "sin": self.table(query.sin)}
         self.ops.append(Op("append", value=scale, source="qkv", centre=centre, **tables, **shared))
         window = max(0, int(node.attributes.get("local_window_size", -1)))
         self._buffer("attended", heads * head_dim, CHUNK_TOKENS)
@@ -203,13 +190,13 @@ class _Lowering:
 
     def _silu(self, node: Node) -> None:
         if abs(float(node.attributes["alpha"]) - 1.0) > 1e-6:
-            raise self._unmatched(node)
-        self.values[node.outputs[0]] = Silu(self._get(node, 0, Linear))
+            raise self.unmatched(node)
+        self.values[node.outputs[0]] = Silu(self.get(node, 0, Linear))
 
     def _gated(self, node: Node) -> None:
-        gate, up = self._get(node, 0, Silu).linear, self._get(node, 1, Linear)
+        gate, up = self.get(node, 0, Silu).linear, self.get(node, 1, Linear)
         if gate.source != up.source or gate.node.input(5) or up.node.input(5):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         matrix = store(self.weights, interleave(read_matrix(self.graph, gate.node), read_matrix(self.graph, up.node)))
         self._quantise(gate.source, matrix["k"], matrix["group"])
         self._gemm(matrix, node, "gated", CHUNK_TOKENS, frozenset({"swiglu"}))
@@ -222,12 +209,12 @@ class _Lowering:
         elif isinstance(value, Linear):
             self.values[node.outputs[0]] = Linear(value.node, value.source, last=True)
         else:
-            raise self._unmatched(node)
+            raise self.unmatched(node)
 
     def _control(self, node: Node) -> None:
         for name in node.inputs:
             if name and not self.graph.has(name) and not isinstance(self.values.get(name), Control):
-                raise self._unmatched(node)
+                raise self.unmatched(node)
         for name in node.outputs:
             self.values[name] = Control()
 
@@ -258,11 +245,11 @@ class _Lowering:
         table, stored = self.embedding
         if _same(head, table):
             return {**stored, "bias": NONE}
-        return {**store(self.weights, head), "bias": self._merged_bias([node], -(-head.shape[0] // 64) * 64)}
+        return {**store(self.weights, head), "bias": self._bias([node], -(-head.shape[0] // 64) * 64)}
 
     def _matrix(self, linear: Linear) -> dict[str, Any]:
         matrix = store(self.weights, read_matrix(self.graph, linear.node))
-        matrix["bias"] = self._merged_bias([linear.node], matrix["n"])
+        matrix["bias"] = self._bias([linear.node], matrix["n"])
         return matrix
 
     def _quantise(self, source: Rows | Normed, k: int, group: int) -> None:
@@ -273,7 +260,7 @@ class _Lowering:
             )
         flags = {"last_rows"} if rows.last else set()
         if isinstance(source, Normed):
-            gamma = self._table(source.gamma)
+            gamma = self.table(source.gamma)
             op = Op("quantise", frozenset(flags | {"norm_rms"}), k=k, group=group, value=source.epsilon,
                     source=rows.buffer, weight=gamma)
         else:
@@ -292,43 +279,13 @@ class _Lowering:
             flags |= {"zero_point"}
         self.ops.append(Op("gemm", flags, target=target, **matrix))
 
-    def _merged_bias(self, nodes: Sequence[Node], n: int) -> int:
+    def _bias(self, nodes: Sequence[Node], n: int) -> int:
         if not any(node.input(5) for node in nodes):
             return NONE
-        bias = np.zeros(n, np.float32)
-        at = 0
-        for node in nodes:
-            size = int(node.attributes["N"])
-            if node.input(5):
-                bias[at : at + size] = self.graph.array(node.inputs[5])
-            at += size
-        return self.weights.add(bias)
-
-    def _table(self, name: str) -> int:
-        """Offset of a float initialiser that several operations may share."""
-        if name not in self.tables:
-            array = self.graph.array(name)
-            self.tables[name] = self.weights.add(array.astype(np.float32))
-            if array.ndim == 2:
-                self.max_positions = array.shape[0]
-        return self.tables[name]
+        return self.weights.add(self.stacked_bias(nodes, n))
 
     def _buffer(self, name: str, width: int, rows: int) -> None:
         self.buffers.setdefault(name, Buffer(name, width, rows))
-
-    def _get(self, node: Node, index: int, kind: type[T]) -> T:
-        value = self.values.get(node.inputs[index])
-        if not isinstance(value, kind):
-            raise self._unmatched(node)
-        return value
-
-    def _unmatched(self, node: Node) -> UnsupportedModelError:
-        inputs = [name for name in node.inputs if name and not self.graph.has(name)]
-        kinds = ", ".join(type(self.values.get(name)).__name__ for name in inputs)
-        return UnsupportedModelError(
-            f"{self.graph.path}: no pattern for node {node.name} ({node.op_type} of {kinds}); "
-            "use the onnxruntime backend"
-        )
 
 
 def _same(first: Matrix, second: Matrix) -> bool:

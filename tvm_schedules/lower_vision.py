@@ -6,17 +6,16 @@ feeds GELU and another linear leaves codes for it, one that feeds a residual sum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevlm.errors import UnsupportedModelError
 from tvm_schedules.layouts import COLUMNS
 from tvm_schedules.matrices import merge, padded_matrix, store
 from tvm_schedules.onnx_graph import Node, OnnxGraph
+from tvm_schedules.patterns import PatternReader
 from tvm_schedules.plan import NONE, Buffer, Graph, Op, WeightsFile
 from tvm_schedules.tower_kernels import TOWER_HEAD_DIMS
 
@@ -107,10 +106,6 @@ class Control:
     """Numbers of tiles: the engine counts them itself."""
 
 
-T = TypeVar("T")
-Value = Rows | Normed | Linear | Activated | Convolved | Patches | ClsRow | Blocks | Control
-
-
 @dataclass(frozen=True)
 class LoweredTower:
     """The call list of a vision encoder."""
@@ -129,18 +124,13 @@ def lower_vision(graph: OnnxGraph, weights: WeightsFile, max_batch: int = MAX_BA
     return _Lowering(graph, weights, max_batch).run()
 
 
-class _Lowering:
+class _Lowering(PatternReader):
     def __init__(self, graph: OnnxGraph, weights: WeightsFile, max_batch: int) -> None:
-        self.graph = graph
-        self.weights = weights
+        super().__init__(graph, weights)
         self.max_batch = max_batch
-        self.ops: list[Op] = []
-        self.buffers: dict[str, Buffer] = {}
         self.versions: dict[str, int] = {}
-        self.values: dict[str, Value] = {}
-        self.tables: dict[str, int] = {}
         self.tile_px = 0
-        self.handlers: Mapping[str, Callable[[Node], None]] = {
+        self.handlers = {
             "Conv": self._convolution,
             "Reshape": self._reshape,
             "Transpose": self._transpose,
@@ -157,11 +147,7 @@ class _Lowering:
         }
 
     def run(self) -> LoweredTower:
-        for node in self.graph.nodes:
-            handler = self.handlers.get(node.op_type)
-            if handler is None:
-                raise self._unmatched(node)
-            handler(node)
+        self.read_nodes()
         features = self.values.get("image_features")
         last = self.graph.nodes[-1]
         if isinstance(features, Linear):
@@ -180,10 +166,10 @@ class _Lowering:
 
     def _convolution(self, node: Node) -> None:
         if node.inputs[0] != "pixel_values" or "pixel_values" not in self.graph.inputs:
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         kernel, strides = list(node.attributes["kernel_shape"]), list(node.attributes.get("strides", []))
         if kernel != strides or kernel[0] != kernel[1] or any(node.attributes.get("pads", [])):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         self.values[node.outputs[0]] = Convolved(node)
 
     def _add(self, node: Node) -> None:
@@ -192,22 +178,22 @@ class _Lowering:
             self.values[node.outputs[0]] = Patches(first.node, node.inputs[1])
             return
         residual = self._rows(node, node.inputs[0])
-        linear = self._get(node, 1, Linear)
+        linear = self.get(node, 1, Linear)
         if residual.width != int(linear.node.attributes["N"]) or residual.first:
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         self._called(linear, residual.buffer, accumulate=True)
         self.versions[residual.buffer] = residual.version + 1
         self.values[node.outputs[0]] = replace(residual, version=residual.version + 1)
 
     def _shape(self, node: Node) -> None:
         if node.attributes.get("start", 0) or node.attributes.get("end") != 1:
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         self.values[node.outputs[0]] = Control()
 
     def _expand(self, node: Node) -> None:
         if not self.graph.has(node.inputs[0]) or self.graph.array(node.inputs[0]).shape[:2] != (1, 1):
-            raise self._unmatched(node)
-        self._get(node, 1, Control)
+            raise self.unmatched(node)
+        self.get(node, 1, Control)
         self.values[node.outputs[0]] = ClsRow(node.inputs[0])
 
     def _concat(self, node: Node) -> None:
@@ -216,8 +202,8 @@ class _Lowering:
             self.values[node.outputs[0]] = first
             return
         if not isinstance(first, ClsRow) or len(node.inputs) != 2 or node.attributes["axis"] != 1:
-            raise self._unmatched(node)
-        self.values[node.outputs[0]] = self._embedded(self._get(node, 1, Patches), first)
+            raise self.unmatched(node)
+        self.values[node.outputs[0]] = self._embedded(self.get(node, 1, Patches), first)
 
     def _embedded(self, patches: Patches, cls: ClsRow | None) -> Rows:
         """Calls the patch embedding into the residual stream."""
@@ -230,7 +216,7 @@ class _Lowering:
         # A last patch that the tile does not fill is left out, as the convolution does.
         grid = int(tile_px) // side if isinstance(tile_px, int) else 0
         if channels != 3 or grid * grid != len(table):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         bias = self.graph.array(node.inputs[2]) if node.input(2) else np.zeros(width, np.float32)
         # (N/16, K, 16): a vector of columns for each pixel of a patch.
         packed = filters.reshape(width // COLUMNS, COLUMNS, -1).transpose(0, 2, 1)
@@ -255,12 +241,12 @@ class _Lowering:
         if axis != [1] or step != [1] or rows.first or not 0 < start[0] < rows.rows or end[0] not in (
             rows.rows, _INT64_MAX,
         ):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         self.values[node.outputs[0]] = replace(rows, first=start[0])
 
     def _norm(self, node: Node) -> None:
         if node.attributes.get("axis", -1) != -1 or not node.input(2):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         rows = self._rows(node, node.inputs[0])
         self.values[node.outputs[0]] = Normed(rows, node.inputs[1], node.inputs[2], float(node.attributes["epsilon"]))
 
@@ -269,23 +255,23 @@ class _Lowering:
         if isinstance(source, Linear):
             source = self._called(source, f"linear{len(self.versions)}")
         if not isinstance(source, (Rows, Normed, Activated)):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         self.values[node.outputs[0]] = Linear(node, source)
 
     def _gelu(self, node: Node) -> None:
         form = node.attributes.get("approximate", b"none")
         flags = {b"none": "gelu", b"tanh": "gelu_tanh"}
         if form not in flags:
-            raise self._unmatched(node)
-        self.values[node.outputs[0]] = Activated(self._get(node, 0, Linear), flags[form])
+            raise self.unmatched(node)
+        self.values[node.outputs[0]] = Activated(self.get(node, 0, Linear), flags[form])
 
     def _attention(self, node: Node) -> None:
-        linears = [self._get(node, index, Linear) for index in range(3)]
+        linears = [self.get(node, index, Linear) for index in range(3)]
         width = int(linears[0].node.attributes["N"])
         heads = int(node.attributes["num_heads"])
         same = all(linear.source == linears[0].source and linear.node.attributes["N"] == width for linear in linears)
         if not same or any(node.inputs[3:]):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         head_dim = width // heads
         if head_dim not in TOWER_HEAD_DIMS or head_dim * heads != width:
             raise UnsupportedModelError(
@@ -313,17 +299,17 @@ class _Lowering:
         elif isinstance(source, (Rows, Normed)) and len(shape) == 4 and shape[1] == shape[2]:
             rows = source.rows if isinstance(source, Normed) else source
             if shape != [0, shape[1], shape[1], rows.width] or shape[1] ** 2 != rows.rows - rows.first:
-                raise self._unmatched(node)
+                raise self.unmatched(node)
             self.values[node.outputs[0]] = Blocks(source, shape[1], shape[1])
         elif isinstance(source, Blocks) and not source.factor and len(shape) == 6:
             factor, width = shape[2], _rows_of(source.rows).width
             if shape != [0, source.padded // factor, factor, source.padded // factor, factor, width]:
-                raise self._unmatched(node)
+                raise self.unmatched(node)
             self.values[node.outputs[0]] = replace(source, factor=factor)
         elif isinstance(source, Blocks) and source.transposed and len(shape) == 3:
             self.values[node.outputs[0]] = self._merged(node, source, shape)
         else:
-            raise self._unmatched(node)
+            raise self.unmatched(node)
 
     def _transpose(self, node: Node) -> None:
         source, order = self.values.get(node.inputs[0]), list(node.attributes["perm"])
@@ -332,14 +318,14 @@ class _Lowering:
         elif isinstance(source, Blocks) and source.factor and order == [0, 1, 3, 2, 4, 5]:
             self.values[node.outputs[0]] = replace(source, transposed=True)
         else:
-            raise self._unmatched(node)
+            raise self.unmatched(node)
 
     def _pad(self, node: Node) -> None:
-        blocks = self._get(node, 0, Blocks)
+        blocks = self.get(node, 0, Blocks)
         pads = self.graph.array(node.inputs[1]).tolist()
         extra = pads[5] if len(pads) == 8 else -1
         if pads != [0, 0, 0, 0, 0, extra, extra, 0] or extra < 0 or any(node.inputs[2:]) or blocks.factor:
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         self.values[node.outputs[0]] = replace(blocks, padded=blocks.grid + extra)
 
     def _merged(self, node: Node, blocks: Blocks, shape: Sequence[int]) -> Rows:
@@ -347,7 +333,7 @@ class _Lowering:
         rows = self._normalised(source, f"normed{len(self.versions)}", node) if isinstance(source, Normed) else source
         side, width = blocks.padded // blocks.factor, rows.width * blocks.factor**2
         if list(shape) != [0, side * side, width] or rows.first:
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         merged = self._new(f"merged{len(self.versions)}", width, side * side)
         self.ops.append(
             Op("merge", k=rows.width, group=blocks.factor, window=blocks.grid, head_dim=blocks.padded, rows=merged.rows,
@@ -370,7 +356,7 @@ class _Lowering:
         else:
             rows = self._quantise(nodes[0], source, matrix.shape[1], matrix.group)
         fields = store(self.weights, matrix)
-        fields["bias"] = self._bias(nodes, fields["n"])
+        fields["bias"] = self.weights.add(self.stacked_bias(nodes, fields["n"]))
         result = Rows(target, matrix.shape[0], rows)
         if not accumulate:
             result = self._new(target, matrix.shape[0], rows, fields["n"])
@@ -383,12 +369,12 @@ class _Lowering:
         node = source.linear.node
         matrix = merge([padded_matrix(self.graph, node)])
         if not isinstance(source.linear.source, (Rows, Normed)):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         rows = self._quantise(node, source.linear.source, matrix.shape[1], matrix.group)
         fields = store(self.weights, matrix, columns=max(WIDTH_MULTIPLE, group))
         if fields["n"] < k:
-            raise self._unmatched(node)
-        fields["bias"] = self._bias([node], fields["n"])
+            raise self.unmatched(node)
+        fields["bias"] = self.weights.add(self.stacked_bias([node], fields["n"]))
         # Columns beyond K are zero, and so is their GELU.
         self.ops.append(Op("linear", frozenset({source.flag}), rows=rows, head_dim=group, window=k, **fields))
         return rows
@@ -401,11 +387,11 @@ class _Lowering:
         self._current(node, rows)
         self._check_width(node, rows.width)
         if rows.width != k or rows.first:
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         op = Op("quantise", k=k, group=group, rows=rows.rows, source=rows.buffer)
         if isinstance(source, Normed):
             op = replace(op, flags=frozenset({"norm_layer"}), value=source.epsilon,
-                         weight=self._table(source.gamma), bias=self._table(source.beta))
+                         weight=self.table(source.gamma), bias=self.table(source.beta))
         self.ops.append(op)
         return rows.rows
 
@@ -416,25 +402,9 @@ class _Lowering:
         result = self._new(target, rows.width, rows.rows - rows.first)
         self.ops.append(
             Op("norm", k=rows.width, rows=result.rows, window=rows.rows, layer=rows.first, value=source.epsilon,
-               source=rows.buffer, target=target, weight=self._table(source.gamma), bias=self._table(source.beta))
+               source=rows.buffer, target=target, weight=self.table(source.gamma), bias=self.table(source.beta))
         )
         return result
-
-    def _bias(self, nodes: Sequence[Node], n: int) -> int:
-        bias = np.zeros(n, np.float32)
-        at = 0
-        for node in nodes:
-            size = int(node.attributes["N"])
-            if node.input(5):
-                bias[at : at + size] = self.graph.array(node.inputs[5])
-            at += size
-        return self.weights.add(bias)
-
-    def _table(self, name: str) -> int:
-        if name not in self.tables:
-            values: NDArray[Any] = self.graph.array(name)
-            self.tables[name] = self.weights.add(values.astype(np.float32))
-        return self.tables[name]
 
     # ---- values
 
@@ -450,7 +420,7 @@ class _Lowering:
         if isinstance(value, Patches):
             value = self.values[name] = self._embedded(value, None)
         if not isinstance(value, Rows):
-            raise self._unmatched(node)
+            raise self.unmatched(node)
         self._current(node, value)
         return value
 
@@ -467,20 +437,6 @@ class _Lowering:
                 f"{self.graph.path}: node {node.name}: {width} features; the engine's tower takes multiples of "
                 f"{WIDTH_MULTIPLE}; use the onnxruntime backend"
             )
-
-    def _get(self, node: Node, index: int, kind: type[T]) -> T:
-        value = self.values.get(node.input(index))
-        if not isinstance(value, kind):
-            raise self._unmatched(node)
-        return value
-
-    def _unmatched(self, node: Node) -> UnsupportedModelError:
-        inputs = [name for name in node.inputs if name and not self.graph.has(name)]
-        kinds = ", ".join(type(self.values.get(name)).__name__ for name in inputs)
-        return UnsupportedModelError(
-            f"{self.graph.path}: no pattern for node {node.name} ({node.op_type} of {kinds}); "
-            "use the onnxruntime backend"
-        )
 
 
 def _rows_of(source: Rows | Normed) -> Rows:
