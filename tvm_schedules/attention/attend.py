@@ -11,13 +11,12 @@ import operator
 from typing import Any
 
 from tvm_schedules.attention.cache import TOKENS
+from tvm_schedules.attention.masks import LOWEST, hidden, limit, masked, position, window_start
 from tvm_schedules.targets import Variant
 from tvm_schedules.vectors import exp, reduce_lanes
 
 KV_TILE = 64
 """Keys between two rescalings."""
-LOWEST = -1e30
-"""Score of a masked key: finite, so that a tile without valid keys still gives e^0 times a later factor of 0."""
 
 
 def attend(variant: Variant, head_dim: int, row_tile: int) -> Any:
@@ -41,11 +40,6 @@ def attend(variant: Variant, head_dim: int, row_tile: int) -> Any:
 
     def splat(value: Any) -> Any:
         return tirx.Broadcast(value, lanes)
-
-    def masked(scores: Any, first_key: Any, low: Any, high: Any) -> Any:
-        index = tirx.Ramp(first_key, 1, lanes)
-        valid = tirx.And(index >= tirx.Broadcast(low, lanes), index < tirx.Broadcast(high, lanes))
-        return tirx.Select(valid, scores, splat(tirx.const(LOWEST, "float32")))
 
     @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def kernel(
@@ -75,11 +69,9 @@ def attend(variant: Variant, head_dim: int, row_tile: int) -> Any:
             for r in T.unroll(row_tile):
                 row: T.int32 = T.min(row_begin + tile * row_tile + r, row_end - 1)
                 offsets[r] = row // group * q_stride + (kv_head * group + row % group) * head_dim
-                position: T.int32 = n_past + T.if_then_else(
-                    tree_rows > 0, T.popcount(TREE[T.if_then_else(tree_rows > 0, row // group, 0)]) - 1, row // group
-                )
-                limits[r] = T.min(T.if_then_else(tree_rows > 0, n_past + tree_rows, position + 1), key_end)
-                lows[r] = T.if_then_else(window > 0, T.max(position + 1 - window, 0), 0)
+                place: T.int32 = position(TREE, tree_rows, n_past, row // group)
+                limits[r] = limit(place, tree_rows, n_past, key_end)
+                lows[r] = window_start(place, window)
                 top[r] = T.float32(LOWEST)
                 total[r] = T.float32(0)
                 for c in T.unroll(channels):
@@ -102,18 +94,16 @@ def attend(variant: Variant, head_dim: int, row_tile: int) -> Any:
                 for r in T.unroll(row_tile):
                     for p in T.unroll(parts):
                         scores[r, T.ramp(p * lanes, 1, lanes)] = masked(
-                            scores[r, T.ramp(p * lanes, 1, lanes)], key + p * lanes, lows[r], limits[r]
+                            scores[r, T.ramp(p * lanes, 1, lanes)], key + p * lanes, lows[r], limits[r], lanes
                         )
                 if tree_rows > 0:
                     for r in T.serial(row_tile):
                         for t in T.serial(
                             T.min(T.max(n_past - key, 0), KV_TILE), T.min(T.max(n_past + tree_rows - key, 0), KV_TILE)
                         ):
-                            if T.bitwise_and(
-                                T.shift_right(
-                                    TREE[T.min(row_begin + tile * row_tile + r, row_end - 1) // group], key + t - n_past
-                                ), 1,
-                            ) == 0:
+                            if hidden(
+                                TREE, T.min(row_begin + tile * row_tile + r, row_end - 1) // group, key + t - n_past
+                            ):
                                 scores[r, t] = T.float32(LOWEST)
                 for r in T.unroll(row_tile):
                     fold[T.ramp(0, 1, lanes)] = splat(top[r])

@@ -10,8 +10,9 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from tvm_schedules.attention.attend import KV_TILE, LOWEST
+from tvm_schedules.attention.attend import KV_TILE
 from tvm_schedules.attention.cache import MIDDLE, TOKENS, KVBits
+from tvm_schedules.attention.masks import LOWEST, hidden, limit, masked, position, window_start
 from tvm_schedules.dots import pair_dot
 from tvm_schedules.targets import Variant
 from tvm_schedules.vectors import exp, reduce_lanes
@@ -63,11 +64,6 @@ def attend_codes(variant: Variant, head_dim: int, key_bits: KVBits, value_bits: 
         low = first_vector // 2 + i // 2
         return low // per_block * 2 * per_block + low % per_block + i % 2 * per_block
 
-    def masked(scores: Any, first_key: Any, low: Any, high: Any) -> Any:
-        index = tirx.Ramp(first_key, 1, lanes)
-        valid = tirx.And(index >= tirx.Broadcast(low, lanes), index < tirx.Broadcast(high, lanes))
-        return tirx.Select(valid, scores, splat(tirx.const(LOWEST, "float32")))
-
     @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def kernel(
         q_ptr: T.ptr("float32"), keys_ptr: T.ptr("uint8"), key_scales_ptr: T.ptr("float32"),
@@ -106,11 +102,9 @@ def attend_codes(variant: Variant, head_dim: int, key_bits: KVBits, value_bits: 
             for r in T.serial(row_tile):
                 row: T.int32 = T.min(row_begin + tile * row_tile + r, row_end - 1)
                 offset: T.int32 = row // group * q_stride + (kv_head * group + row % group) * head_dim
-                position: T.int32 = n_past + T.if_then_else(
-                    tree_rows > 0, T.popcount(TREE[T.if_then_else(tree_rows > 0, row // group, 0)]) - 1, row // group
-                )
-                limits[r] = T.min(T.if_then_else(tree_rows > 0, n_past + tree_rows, position + 1), key_end)
-                lows[r] = T.if_then_else(window > 0, T.max(position + 1 - window, 0), 0)
+                place: T.int32 = position(TREE, tree_rows, n_past, row // group)
+                limits[r] = limit(place, tree_rows, n_past, key_end)
+                lows[r] = window_start(place, window)
                 top[r] = T.float32(LOWEST)
                 total[r] = T.float32(0)
                 fold[T.ramp(0, 1, lanes)] = splat(T.float32(0))
@@ -163,18 +157,16 @@ def attend_codes(variant: Variant, head_dim: int, key_bits: KVBits, value_bits: 
                                 T.Cast(vector, sums[r, i, T.ramp(0, 1, lanes)])
                                 * (KEY_SCALES[T.ramp(kv_head * capacity + key + (p * at_once + i) * lanes, 1, lanes)]
                                    * splat(query_scale[r])),
-                                key + (p * at_once + i) * lanes, lows[r], limits[r],
+                                key + (p * at_once + i) * lanes, lows[r], limits[r], lanes,
                             )
                 if tree_rows > 0:
                     for r in T.serial(row_tile):
                         for t in T.serial(
                             T.min(T.max(n_past - key, 0), KV_TILE), T.min(T.max(n_past + tree_rows - key, 0), KV_TILE)
                         ):
-                            if T.bitwise_and(
-                                T.shift_right(
-                                    TREE[T.min(row_begin + tile * row_tile + r, row_end - 1) // group], key + t - n_past
-                                ), 1,
-                            ) == 0:
+                            if hidden(
+                                TREE, T.min(row_begin + tile * row_tile + r, row_end - 1) // group, key + t - n_past
+                            ):
                                 scores[r, t] = T.float32(LOWEST)
                 for r in T.serial(row_tile):
                     fold[T.ramp(0, 1, lanes)] = splat(top[r])

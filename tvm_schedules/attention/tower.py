@@ -13,13 +13,12 @@ import math
 import operator
 from typing import Any
 
+from tvm_schedules.attention.masks import LOWEST
 from tvm_schedules.dots import dot_function
 from tvm_schedules.layouts import COLUMNS, QUAD
 from tvm_schedules.targets import Variant
 from tvm_schedules.vectors import exp2_rough, horizontal, reduce_lanes
 
-LOWEST = -1e30
-"""Added to the score of a key that is padding."""
 KEY_BLOCKS = 2
 """Blocks of 16 keys whose scores are computed together; tokens are padded to a multiple of 32."""
 KEY_TILE = 128
