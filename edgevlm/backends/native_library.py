@@ -12,7 +12,7 @@ from typing import Any
 from edgevlm.backends.session import Cancelled
 from edgevlm.errors import BackendError, ContextFullError, EdgeVLMError, PackageError, UsageError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 LIBRARY_VARIABLE = "EDGEVLM_LIBRARY"
 """Environment variable that names another library file."""
 

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define EV_ABI_VERSION 3
+#define EV_ABI_VERSION 4
 
 #if defined(__GNUC__)
 #define EV_API __attribute__((visibility("default")))
