@@ -20,7 +20,7 @@ from edgevlm.backends.native_library import KernelTime
 from edgevlm.backends.native_tower import NativeTower
 from edgevlm.errors import UsageError
 from edgevlm.image import normalize
-from edgevlm.memory import peak_memory_bytes
+from edgevlm.machine_memory import peak_memory_bytes
 from edgevlm.model import Model, load
 from edgevlm.tiling import cut_tiles
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgevlm.backends.session import Cancelled, Float32, Int64, Segment, Session
 from edgevlm.errors import BackendError, UsageError
-from edgevlm.memory import peak_memory_bytes
+from edgevlm.machine_memory import peak_memory_bytes
 from edgevlm.sampling import Sampler, SamplingParams
 from edgevlm.spec import GenerationSpec
 

@@ -1,4 +1,4 @@
-"""Memory: what a package will need, computed before anything is loaded, and what a process has used, measured.
+"""What a package will need, computed before anything is loaded.
 
 With onnxruntime the estimate is an upper bound on the peak resident size: the copies that it packs for its kernels, the
 cache at full context, the tower loaded beside it, and the largest activations of a prefill chunk and of a batch of
@@ -9,14 +9,12 @@ conversation keeps are counted beside that, at their limit, which one picture do
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, TILE_BATCHES
 from edgevlm.errors import BackendError
+from edgevlm.machine_memory import available_bytes, resident_bytes
 from edgevlm.onnx_file import StoredTensor, stored_tensors
 from edgevlm.package import Package
 from edgevlm.pictures import DEFAULT_CACHE_BYTES
@@ -187,91 +185,6 @@ def check_memory(
             f"({estimate.describe()}), {_mb(available)} are available; close other programs, {advice}"
         )
     return estimate
-
-
-def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Returns the bytes that can be used before the system or the cgroup runs out; None when that is unknown."""
-    limits: list[int] = []
-    try:
-        for line in (proc / "meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    except (OSError, ValueError):
-        pass
-    for directory, limit_name, used_name in _cgroup_files(proc, cgroup):
-        try:
-            limit = (directory / limit_name).read_text().strip()
-            used = int((directory / used_name).read_text())
-        except (OSError, ValueError):
-            continue
-        # version 1 writes a huge number where there is no limit
-        if limit.isdigit() and int(limit) < 1 << 60:
-            limits.append(max(0, int(limit) - used + _reclaimable(directory)))
-    return min(limits) if limits else None
-
-
-def _cgroup_files(proc: Path, cgroup: Path) -> list[tuple[Path, str, str]]:
-    """Returns (directory, limit file, usage file) of this process's memory cgroup and all above it, both versions."""
-    found: list[tuple[Path, str, str]] = []
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in [*lines, "0::/", "0:memory:/"]:
-        _, controllers, own = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            root, names = cgroup, ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root, names = cgroup / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        directory = root / own.lstrip("/")
-        while True:
-            found.append((directory, *names))
-            if directory == root or root not in directory.parents:
-                break
-            directory = directory.parent
-    return list(dict.fromkeys(found))
-
-
-def _reclaimable(directory: Path) -> int:
-    """Returns the bytes of cached files that the cgroup gives back under pressure."""
-    try:
-        for line in (directory / "memory.stat").read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name in ("inactive_file", "total_inactive_file"):
-                return int(value)
-    except (OSError, ValueError):
-        pass
-    return 0
-
-
-def resident_bytes() -> int | None:
-    """Returns the resident size of this process now; None where /proc does not tell."""
-    return _status_bytes("VmRSS:")
-
-
-def peak_memory_bytes() -> int:
-    """Returns the largest resident size that this process has had."""
-    peak = _status_bytes("VmHWM:")
-    if peak is not None:
-        return peak
-    if os.name != "posix":
-        return 0
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if sys.platform == "darwin" else usage * 1024
-
-
-def _status_bytes(key: str) -> int | None:
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(key):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
 
 
 def _packed_bytes(tensor: StoredTensor) -> int:

@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgevlm.errors import BackendError
-from edgevlm.memory import (
-    LIBRARY_BYTES,
-    MemoryEstimate,
-    available_bytes,
-    check_memory,
-    estimate_memory,
-    peak_memory_bytes,
-    resident_bytes,
-)
+from edgevlm.machine_memory import available_bytes, peak_memory_bytes, resident_bytes
+from edgevlm.memory import LIBRARY_BYTES, MemoryEstimate, check_memory, estimate_memory
 from edgevlm.model import load
 from edgevlm.package import open_package
 from tests.edgevlm.tiny_package import HEAD_DIM, KV_HEADS, LAYERS
