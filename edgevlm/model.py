@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from edgevlm.backends.native import NativeSession
-from edgevlm.backends.native_library import host_arch, library_path
-from edgevlm.backends.npu import simulated_session
-from edgevlm.backends.onnx import OnnxSession, check_context
+from edgevlm.backends.native_library import host_arch
+from edgevlm.backends.onnx import check_context
+from edgevlm.backends.opening import KvBits, SessionOptions, choose_backend, kv_bits_per_layer, open_session
 from edgevlm.backends.session import Float32, MemoryReport, Session
-from edgevlm.errors import BackendError, ContextFullError, UnsupportedModelError, UsageError
+from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.generate import Chunk, GenerationOptions, PictureRun, Prompt, Response, TokenLoop, generation_options
 from edgevlm.image import ImageSource, load_image
 from edgevlm.memory import MemoryEstimate, NativeChoice, check_memory
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 """{"role": ..., "content": text or a list of {"type": "text", "text": ...} and {"type": "image"}}."""
 
-BACKENDS = ("auto", "native", "onnx", "qnn", "qnn-sim")
-"""`auto` never takes an NPU: its answers differ in the last digits from the CPU's, so it is asked for by name."""
 MIN_ANSWER_TOKENS = 64
 """A prompt is accepted when at least this much of the answer, or max_new_tokens if that is less, fits behind it."""
 
@@ -46,7 +44,7 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     memory_budget_bytes: int | None = None,
-    kv_bits: tuple[int, int] | list[tuple[int, int]] | None = None,
+    kv_bits: KvBits | None = None,
     fit: bool = False,
 ) -> Model:
     """Returns the model in `package_dir`, ready for questions.
@@ -56,46 +54,15 @@ def load(
     one pair per layer: 4 or 8 each, or (16, 16) for float. Raises PackageError for a package that cannot be trusted,
     BackendError when the memory that the package needs is above `memory_budget_bytes` or what the machine has left.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"backend is {backend!r}, expected one of: {', '.join(BACKENDS)}")
     package = open_package(package_dir)
     if package.manifest.decoder.position_rank != 1:
         raise UnsupportedModelError(f"{package.path}: positions of rank 3 (M-RoPE) are not implemented by the loop")
-    native = _native_choice(package, backend, kv_bits)
-    capacity = check_context(package, context)
-    estimate = check_memory(package, capacity, memory_budget_bytes, native)
-    session: Session
-    if backend == "qnn":
-        from edgevlm.backends.qnn import qnn_session
-
-        session = qnn_session(package, context=context)
-    elif backend == "qnn-sim":
-        session = simulated_session(package, context=context, threads=threads)
-    elif backend == "onnx" or (backend == "auto" and native is None):
-        if not package.manifest.graphs:
-            archs = ", ".join(entry.arch for entry in package.manifest.compiled)
-            raise BackendError(
-                f"{package.path}: the package holds no ONNX graphs, only what the native engine of {archs} needs; load "
-                "it there, or load the package that it was compiled from"
-            )
-        session = OnnxSession(package, context=context, threads=threads)
-    else:
-        session = NativeSession(package, context=capacity, threads=threads, kv_bits=native.kv_bits if native else None)
-    return Model(package, session, estimate=estimate, fit=fit)
-
-
-def _native_choice(
-    package: Package, backend: str, kv_bits: tuple[int, int] | list[tuple[int, int]] | None
-) -> NativeChoice | None:
-    """The native engine where the package is compiled for this machine and the library is there, else None."""
-    compiled = package.compiled(host_arch())
-    if backend not in ("auto", "native") or compiled is None or (backend == "auto" and not library_path().exists()):
-        if kv_bits is not None and backend != "native":
-            raise UsageError("kv_bits is for the native backend; onnxruntime keeps a float cache")
-        return None
-    if kv_bits is None or isinstance(kv_bits, list):
-        return NativeChoice(compiled, kv_bits)
-    return NativeChoice(compiled, [kv_bits] * package.manifest.decoder.num_hidden_layers)
+    chosen = choose_backend(package, backend)
+    options = SessionOptions(context, threads, kv_bits_per_layer(package, chosen, kv_bits))
+    compiled = package.compiled(host_arch()) if chosen == "native" else None
+    native = None if compiled is None else NativeChoice(compiled, options.kv_bits)
+    estimate = check_memory(package, check_context(package, context), memory_budget_bytes, native)
+    return Model(package, open_session(package, chosen, options), estimate=estimate, fit=fit)
 
 
 class Model:

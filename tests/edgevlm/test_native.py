@@ -197,7 +197,7 @@ def test_auto_prefers_the_native_engine(package: Package, monkeypatch: pytest.Mo
             assert type(model.session) is kind
             ids[backend] = model.generate("Hello", max_new_tokens=16).token_ids
     assert ids["auto"] == ids["native"]
-    monkeypatch.setattr("edgevlm.model.library_path", lambda: package.path / "no-library.so")
+    monkeypatch.setattr("edgevlm.backends.opening.library_path", lambda: package.path / "no-library.so")
     with load(package.path) as model:
         assert type(model.session) is OnnxSession
         assert model.generate("Hello", max_new_tokens=16).token_ids == ids["onnx"]
