@@ -20,7 +20,7 @@ import edgevlm
 from edgevlm.backends.native_library import host_arch
 from edgevlm.errors import BackendError, EdgeVLMError
 from tvm_schedules.layouts import ROW_LAYOUTS
-from tvm_schedules.object_cache import known_objects, points_json, prune, sources_hash, variant_objects
+from tvm_schedules.object_cache import known_objects, locked, points_json, prune, sources_hash, variant_objects
 from tvm_schedules.targets import VARIANTS, Variant
 from tvm_schedules.toolchains import C_FLAGS, LINK_FLAGS, OperatingSystem, toolchain
 from tvm_schedules.tune_record import read_record, record_path, tuned
@@ -69,14 +69,18 @@ def table_source(variants: list[tuple[Variant, list[str]]]) -> str:
 
 
 def kernel_objects(variants: list[Variant], cache: Path) -> dict[str, dict[str, Path]]:
-    """Variant name → kernel name → object file, compiled in as many processes as there are processors."""
+    """Variant name → kernel name → object file, compiled in as many processes as there are processors.
+
+    Of several builds at the same time one compiles; the others wait, and find its objects.
+    """
     sources = sources_hash()
-    missing = [variant for variant in variants if known_objects(variant, cache, sources) is None]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for job in [pool.submit(_compile_apart, variant, cache) for variant in missing]:
-            job.result()
-    prune(cache)
-    return {variant.name: variant_objects(variant, cache, sources) for variant in variants}
+    with locked(cache):
+        missing = [variant for variant in variants if known_objects(variant, cache, sources) is None]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for job in [pool.submit(_compile_apart, variant, cache) for variant in missing]:
+                job.result()
+        prune(cache)
+        return {variant.name: variant_objects(variant, cache, sources) for variant in variants}
 
 
 def _compile_apart(variant: Variant, cache: Path) -> None:

@@ -9,10 +9,13 @@ object of the points of its slots (`tune_space`), says.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,6 +43,15 @@ def sources_hash() -> str:
 def points_json(variant: Variant) -> str:
     """The points of a variant's slots, for the command line of this module."""
     return json.dumps({slot: point_of(variant, slot) for slot in SLOTS})
+
+
+@contextlib.contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    """Makes `cache` and keeps other builds out of it: one that prunes would delete what another has not listed yet."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def variant_objects(variant: Variant, cache: Path, sources: str) -> dict[str, Path]:

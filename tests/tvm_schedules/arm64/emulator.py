@@ -74,10 +74,10 @@ def kernel_caller() -> Path:
 
 
 def compile_program(sources: list[Path], target: Path, more: list[str]) -> None:
-    """Compiles C for arm64 Linux."""
+    """Compiles C for arm64 Linux; test workers that do so at the same time each write a file of their own first."""
     flags = ["--target=aarch64-linux-gnu", "-fuse-ld=lld", "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror"]
     command = ["clang-19", *flags, "-D_GNU_SOURCE", f"-I{ROOT / 'edgevlm/engine'}", "-static"]
-    scratch = target.with_name(f".{target.name}.partial")
+    scratch = target.with_name(f".{os.getpid()}-{target.name}")
     subprocess.run([*command, *map(str, sources), *more, "-pthread", "-o", str(scratch)], check=True)
     scratch.replace(target)
 
