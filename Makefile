@@ -185,6 +185,7 @@ parity: $(VENV_REFERENCE)/.reference ## write README's parity table
 docs: $(VENV)/.dev ## write the generated pages of docs/
 	$(VENV)/bin/python -m edgevlm.cli.docs --write docs/cli.md
 	$(VENV)/bin/python docs/make_package_format.py --write
+	$(VENV)/bin/python -m docs.make_npu_tables --write
 	$(VENV)/bin/python -m tests.broken.make_docs --write
 
 clean: ## remove the virtual environments and everything built

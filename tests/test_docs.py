@@ -18,6 +18,13 @@ def test_package_format_is_current() -> None:
     assert (ROOT / "docs" / "package-format.md").read_text(encoding="utf-8") == module.render(), "run: make docs"
 
 
+def test_npu_tables_are_current() -> None:
+    from docs import make_npu_tables
+
+    page = make_npu_tables.PAGE.read_text(encoding="utf-8")
+    assert page == make_npu_tables.page_with(make_npu_tables.render()), "run: make docs"
+
+
 def test_quoted_code_of_adding_a_model_is_real() -> None:
     quoted = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding-a-model.md").read_text(), re.DOTALL)
     source = "".join(file.read_text() for file in (ROOT / "export" / "archs").glob("*.py"))

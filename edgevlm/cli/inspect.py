@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from edgevlm.cli.export import size_rows
 from edgevlm.cli.output import answer, json_object, parity_table, table
-from edgevlm.cli.parser import Subparsers
+from edgevlm.cli.parser import Subparsers, number
 
 if TYPE_CHECKING:
     from edgevlm.package import Package
+
+DEFAULT_ARRAY = (32, 32, 64)
+DEFAULT_BALANCE = 200.0
+MAX_ARRAY = 4096
 
 JSON_FIELDS = {
     "package": "path of the package",
     "manifest": "edgevlm.json as it stands (docs/package-format.md)",
     "hashes": "'match', or 'unchecked' without --hash (a difference is an error)",
+    "npu": "with --npu: 'array', 'products' and 'advice' (docs/npu.md); null without",
 }
 
 
@@ -29,7 +34,34 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="package directory")
     parser.add_argument("--hash", action="store_true", help="compare the sha256 of every file, too")
+    group = parser.add_argument_group("NPU")
+    group.add_argument(
+        "--npu",
+        action="store_true",
+        help="how well the model's products fill an NPU's MAC array, instead of the contents; only shapes are read",
+    )
+    group.add_argument(
+        "--npu-array",
+        type=_array,
+        default=DEFAULT_ARRAY,
+        metavar="KxNxROWS",
+        help="multipliers along k and n, and the step in which rows enter (default: 32x32x64)",
+    )
+    group.add_argument(
+        "--npu-balance",
+        type=number(float, 0.001),
+        default=DEFAULT_BALANCE,
+        metavar="X",
+        help=f"MACs that the array does while memory moves one byte (default: {DEFAULT_BALANCE:g})",
+    )
     return parser
+
+
+def _array(text: str) -> tuple[int, ...]:
+    sizes = text.split("x")
+    if len(sizes) != 3 or not all(size.isascii() and size.isdigit() and 0 < int(size) <= MAX_ARRAY for size in sizes):
+        raise argparse.ArgumentTypeError(f"expected three numbers from 1 to {MAX_ARRAY} as in 32x32x64, found {text!r}")
+    return tuple(map(int, sizes))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,8 +73,17 @@ def run(args: argparse.Namespace) -> int:
     if args.hash:
         package.check_hashes()
     hashes = "match" if args.hash else "unchecked"
+    report = None
+    if args.npu:
+        from export.npu.report import package_report
+
+        report = package_report(package, args.npu_array, args.npu_balance)
     if args.json:
-        json_object({"package": str(args.package), "manifest": to_json(package.manifest), "hashes": hashes})
+        manifest = to_json(package.manifest)
+        npu = None if report is None else report.as_json()
+        json_object({"package": str(args.package), "manifest": manifest, "hashes": hashes, "npu": npu})
+    elif report is not None:
+        answer(report.as_text())
     else:
         answer(_text(package, hashes))
     return 0

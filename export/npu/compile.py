@@ -27,15 +27,13 @@ from export.divergence import token_cosines
 from export.fidelity import picture_probes
 from export.npu.calibrate import Calibration, calibrate
 from export.npu.distance import cpu_logits, float_features, float_logits, mean_kl, measured_ids, session_logits
-from export.npu.graphs import DECODE, PREFILL, BuiltGraph, build_npu_graphs
+from export.npu.graphs import DECODE, DEFAULT_CONTEXT, PREFILL, BuiltGraph, build_npu_graphs
 from export.npu.htp import Placement, compile_graphs
 from export.npu.qdq import Codes, WeightPool, quantise_graph
 from export.npu.ranges import METHODS, Method
 
 KIND = "qnn-htp"
 WEIGHTS_NAME, RANGES_NAME, REPORT_NAME = "weights.bin", "ranges.json", "partition.json"
-DEFAULT_CONTEXT = 1024
-"""Every call reads and masks the whole cache, so a long one costs each token."""
 N_MEASURED_TOKENS = 48
 MAX_KL_SHARE = 0.5
 """Of the package's own divergence from fp32: independent errors add, so the sum stays within 1.5 times the CPU's."""

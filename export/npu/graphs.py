@@ -27,6 +27,8 @@ from export.npu.weights import PackageWeights
 Float32 = NDArray[np.float32]
 
 PREFILL, DECODE = "prefill", "decode"
+DEFAULT_CONTEXT = 1024
+"""Every call reads and masks the whole cache, so a long one costs each token."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,20 @@ def build_npu_graphs(
 
 
 def package_spec(package: Package, weights: PackageWeights) -> ArchSpec:
-    """Returns the ArchSpec of a package, from the config.json that it carries."""
+    """Returns the ArchSpec of a package: the config.json that it carries, and the widths that only weights know."""
     carried = [entry.path for entry in package.manifest.files if "/" not in entry.path]
     files = {path: package.file(path).read_bytes() for path in carried}
     if "config.json" not in files:
         raise PackageError(f"{package.path}: there is no config.json, which the NPU's graphs are built from")
     spec = arch_spec(json.loads(files["config.json"]), files)
+    if spec.connector is not None:
+        linears = tuple(
+            dataclasses.replace(
+                linear, out=linear.out or weights.shape(f"{spec.names.connector[f'linear.{i}']}.weight")[0]
+            )
+            for i, linear in enumerate(spec.connector.linears)
+        )
+        spec = dataclasses.replace(spec, connector=dataclasses.replace(spec.connector, linears=linears))
     if spec.language is None:
         return spec
     tied = not weights.has(f"{spec.names.language['lm_head']}.weight")
@@ -102,8 +112,5 @@ def _tower(ops: NpuOps, spec: ArchSpec, vision: VisionSpec) -> None:
     if spec.connector is not None:
         features = build_connector(ops, spec.connector, spec.names.connector, features, grid, width)
         n_tokens = tokens_per_tile(spec.connector, grid)
-        last = len(spec.connector.linears) - 1
-        width = (
-            spec.connector.linears[-1].out or ops.storage.shape(f"{spec.names.connector[f'linear.{last}']}.weight")[0]
-        )
+        width = spec.connector.linears[-1].out
     ops.builder.output("image_features", features, "float32", (ops.tiles, n_tokens, width))

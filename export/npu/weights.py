@@ -126,6 +126,14 @@ class PackageWeights:
             return None
         return self._codes(name, form, shape)
 
+    def bits_per_weight(self, stem: str, shape: tuple[int, int]) -> float:
+        """Returns the bits of one value of `stem`.weight on the NPU, with its share of fp16 scales and zero points."""
+        form = self._forms.get(f"{stem}.weight")
+        if form is None or shape[1] % form.block:
+            return 8 + 16 / shape[1]
+        zero_point = form.bits if f"{stem}.weight.zero_points" in self._stored else 0
+        return form.bits + (16 + zero_point) / form.block
+
     def _codes(self, name: str, form: _Form, shape: tuple[int, int]) -> QuantisedWeight:
         rows, width = shape
         n_blocks = -(-width // form.block)
