@@ -225,6 +225,9 @@ class TokenLoop:
         self._session = session
         self._eos = frozenset(eos_token_ids)
         self._held: list[Hashable] = []
+        self.reuse_step = 1
+        """Cached rows are reused in multiples of this. A backend may add up in another order for a few rows than for a
+        whole chunk; at the chunk's length the rest is computed as in a run from nothing, equal to the bit."""
         self._reported_load_s = self._reported_encode_s = 0.0
 
     def run(
@@ -251,6 +254,7 @@ class TokenLoop:
         )
         n_prompt = len(prompt.keys)
         n_reused = min(_shared_length(self._held, prompt.keys), n_prompt - 1)
+        n_reused -= n_reused % self.reuse_step
         history = np.zeros(session.capacity + 1, np.int64)
         history[:n_prompt] = prompt.ids()
         keys = list(prompt.keys)

@@ -24,6 +24,7 @@ from edgevlm.memory import MemoryEstimate, NativeChoice, check_memory
 from edgevlm.package import Package, open_package
 from edgevlm.pictures import Picture, PictureEncoder
 from edgevlm.prompt import ChatTemplate, ImageRun, build_segments
+from edgevlm.spec import ProcessorSpec
 from edgevlm.tokenizer import StreamDecoder, Tokenizer
 from edgevlm.trace import Event, write_trace
 
@@ -46,12 +47,14 @@ def load(
     memory_budget_bytes: int | None = None,
     kv_bits: KvBits | None = None,
     fit: bool = False,
+    tiling: ProcessorSpec | None = None,
 ) -> Model:
     """Returns the model in `package_dir`, ready for questions.
 
     `context` is the number of tokens held (default: the package's); `fit` lowers the number of picture tiles where a
     prompt would not fit. `kv_bits` is (bits of keys, bits of values) of the native backend's cache, for all layers or
-    one pair per layer: 4 or 8 each, or (16, 16) for float. Raises PackageError for a package that cannot be trusted,
+    one pair per layer: 4 or 8 each, or (16, 16) for float. `tiling` plans pictures in place of the package's own rule,
+    for measurements (edgevlm/evaluation/tilings.py). Raises PackageError for a package that cannot be trusted,
     BackendError when the memory that the package needs is above `memory_budget_bytes` or what the machine has left.
     """
     package = open_package(package_dir)
@@ -62,24 +65,36 @@ def load(
     compiled = package.compiled(host_arch()) if chosen == "native" else None
     native = None if compiled is None else NativeChoice(compiled, options.kv_bits)
     estimate = check_memory(package, check_context(package, context), memory_budget_bytes, native)
-    return Model(package, open_session(package, chosen, options), estimate=estimate, fit=fit)
+    return Model(package, open_session(package, chosen, options), estimate=estimate, fit=fit, tiling=tiling)
 
 
 class Model:
     """A package on a session. One answer at a time; `cancel` may come from any thread."""
 
-    def __init__(self, package: Package, session: Session, *, estimate: MemoryEstimate, fit: bool = False) -> None:
+    def __init__(
+        self,
+        package: Package,
+        session: Session,
+        *,
+        estimate: MemoryEstimate,
+        fit: bool = False,
+        tiling: ProcessorSpec | None = None,
+    ) -> None:
         manifest = package.manifest
         self.package = package
         self.session = session
         self.memory_estimate = estimate
         self.fit = fit
+        self.tiling = tiling or manifest.processor
+        """What plans pictures; they are painted as the package's own processor says, as the tower was trained."""
         self.tokenizer = Tokenizer.open(package)
         self.template = ChatTemplate.open(package)
         self.loop = TokenLoop(session, manifest.generation.eos_token_ids)
         self.encoder: PictureEncoder | None = None
         if manifest.processor is not None and manifest.prompt is not None:
-            prepare = session.tile_preparer(manifest.processor) if isinstance(session, NativeSession) else None
+            prepare = None
+            if isinstance(session, NativeSession) and tiling is None:
+                prepare = session.tile_preparer(manifest.processor)
             self.encoder = PictureEncoder(
                 session, manifest.processor, manifest.prompt.tokens_per_tile, self.record, prepare=prepare
             )
@@ -125,7 +140,7 @@ class Model:
 
     def picture(self, source: ImageSource) -> Picture:
         """Returns a decoded and planned picture. Raises UsageError when the package takes none."""
-        processor = self.package.manifest.processor
+        processor = self.tiling
         if processor is None:
             raise UsageError(
                 f"{self.package.path}: this package is a language model and takes no pictures; leave them out or "
@@ -185,7 +200,7 @@ class Model:
         prompt = self.prompt(messages, pictures)
         if len(prompt.keys) + reserve <= self.session.capacity:
             return prompt, pictures
-        processor = self.package.manifest.processor
+        processor = self.tiling
         movable = pictures[first_movable:]
         if self.fit and processor is not None and movable:
             largest = max(picture.plan.grid_rows * picture.plan.grid_cols for picture in movable)

@@ -1,7 +1,7 @@
 """Pictures on their way to features: planned at once, encoded by one background thread, kept while memory allows.
 
 A picture's key is its content and its tile plan, so that the same file attached twice is encoded once. The tower is
-released as soon as nothing waits for it.
+released as soon as nothing waits for it, unless `keep_tower` is set.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ class PictureEncoder:
         self._tokens_per_tile = tokens_per_tile
         self._record = record
         self.cache_bytes = cache_bytes
+        self.keep_tower = False
+        """Set by who encodes one picture after the other and would load the tower for each."""
         self._lock = threading.Lock()
         self._tasks: dict[PictureKey, _Task] = {}
         self._kept: OrderedDict[PictureKey, Float32] = OrderedDict()
@@ -163,7 +165,7 @@ class PictureEncoder:
                 if own is not None and own.cancelled is cancelled:
                     del self._tasks[picture.key]
                 is_idle = all(task.cancelled.is_set() for task in self._tasks.values())
-            if is_idle:
+            if is_idle and not self.keep_tower:
                 self._session.release("vision")
 
     def _keep(self, key: PictureKey, rows: Float32) -> None:

@@ -15,8 +15,9 @@ MANIFEST_NAME = "edgevlm.json"
 GraphName = Literal["vision_encoder", "embed_tokens", "decoder_model_merged"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 TilingScheme = Literal[
-    "square", "relaxed", "tile_grid", "internvl", "llava_next", "smart_resize", "naflex", "patch_budget", "slices"
-]
+    "square", "relaxed", "tile_grid", "internvl", "llava_next", "fixed",
+    "smart_resize", "naflex", "patch_budget", "slices",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class ProcessorSpec:
     """Multiplies the uint8 values first."""
     thumbnail: Literal["none", "first", "last"] = "none"
     max_rows: int = 1
-    """Largest grid height (`relaxed`); for `internvl` the budget is max_tiles."""
+    """Largest grid height (`relaxed`), the grid's height (`fixed`); for `internvl` the budget is max_tiles."""
     max_cols: int = 1
-    """Largest grid width (`relaxed`)."""
+    """Largest grid width (`relaxed`), the grid's width (`fixed`)."""
     max_tiles: int = 1
     """Largest number of grid tiles, without the thumbnail."""
     relaxed_alpha: float = 0.1

@@ -147,6 +147,16 @@ def _plan_relaxed(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles:
     return _placed(spec, rows, cols, size, thumbnail=rows * cols > 1)
 
 
+def _plan_fixed(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int) -> TilePlan:
+    """One grid for every picture, which keeps its ratio: what a rule that looks at the picture is measured against.
+
+    A budget below the grid's tiles leaves one tile.
+    """
+    rows, cols = (spec.max_rows, spec.max_cols) if spec.max_rows * spec.max_cols <= max_tiles else (1, 1)
+    size = _fit(height_px, width_px, rows * spec.tile_px, cols * spec.tile_px)
+    return _placed(spec, rows, cols, size, thumbnail=rows * cols > 1)
+
+
 def _plan_llava_next(height_px: int, width_px: int, spec: ProcessorSpec, max_tiles: int) -> TilePlan:
     """Source: transformers 5.24, image_processing_utils.py: select_best_resolution and get_patch_output_size."""
     tile = spec.tile_px
@@ -261,6 +271,7 @@ def _round_up_to_tiles(height_px: int, width_px: int, tile_px: int) -> tuple[int
 _PLANNERS: dict[str, Callable[[int, int, ProcessorSpec, int], TilePlan]] = {
     "square": _plan_square,
     "relaxed": _plan_relaxed,
+    "fixed": _plan_fixed,
     "tile_grid": _plan_tile_grid,
     "internvl": _plan_internvl,
     "llava_next": _plan_llava_next,
