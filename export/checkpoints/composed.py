@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgevlm.errors import PackageError
 from edgevlm.strict_json import from_json
 from export.checkpoints.gguf_model import open_gguf
+from export.checkpoints.low_rank import LowRankUpdated
 from export.checkpoints.paths import parse_object, read_bytes, safe_file, safe_join
 from export.checkpoints.safetensors_file import SafetensorsFile
 from export.checkpoints.snapshot import open_snapshot
@@ -41,6 +42,8 @@ class ComposedFile:
     image_std: tuple[float, float, float]
     max_tiles: int = 16
     relaxed_alpha: float = 0.1
+    low_rank: str | None = None
+    """A safetensors file of updates to tower and language model (`low_rank.py`), or none."""
 
 
 class Prefixed:
@@ -97,7 +100,10 @@ def open_composed(path: Path) -> Contents:
     }
     files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     parts = {"vision_tower.": vision.source, "projector.": projector, "language_model.": language.source}
-    return Contents(spec.name, config, files, Prefixed(parts))
+    source: TensorSource = Prefixed(parts)
+    if spec.low_rank is not None:
+        source = LowRankUpdated(source, safe_file(directory, spec.low_rank, str(path)))
+    return Contents(spec.name, config, files, source)
 
 
 def add_special_token(tokenizer_json: bytes, token: str, where: str) -> tuple[bytes, int]:

@@ -27,7 +27,20 @@ def load_composed(path: Path) -> Parts:
         language = load_language(language_path, {"model_type": "llama"})
     if language.tokenizer.convert_tokens_to_ids(fields["image_token"]) in (None, language.tokenizer.unk_token_id):
         language.tokenizer.add_special_tokens({"additional_special_tokens": [fields["image_token"]]})
+    if fields.get("low_rank"):
+        updates = read_tensors([path.parent / fields["low_rank"]])
+        add_updates(updates, {"vision_tower.": tower, "language_model.": language.language})
     return _compose_bluelm_v(tower, read_tensors([path.parent / fields["projector"]]), language, fields)
+
+
+def add_updates(updates: Mapping[str, Any], models: Mapping[str, Any]) -> None:
+    """Adds each `up @ down` to its weight, in place; prefix → model."""
+    for name, down in updates.items():
+        if name.endswith(".down"):
+            weight_name = name.removesuffix(".down")
+            prefix = next(prefix for prefix in models if name.startswith(prefix))
+            weight = models[prefix].get_parameter(weight_name.removeprefix(prefix))
+            weight.data += updates[f"{weight_name}.up"].float() @ down.float()
 
 
 def load_bluelm_v(source: Path, config: Mapping[str, Any]) -> Parts:
