@@ -11,7 +11,6 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from edgevlm.backends.opening import KvBits, choose_backend, kv_bits_per_layer
@@ -23,7 +22,7 @@ from edgevlm.evaluation.scores import Score, is_right, score, similarity
 from edgevlm.evaluation.tilings import measured_tiling
 from edgevlm.generate import GenerationOptions, Response
 from edgevlm.model import Model, as_messages, load
-from edgevlm.package import open_package
+from edgevlm.package import Package, open_package
 from edgevlm.pictures import Picture
 from edgevlm.spec import ProcessorSpec
 
@@ -62,28 +61,11 @@ def evaluate(
         keep_answers_equal(model)
         chosen = choose(questions.questions, limit, seed)
         answers, costs = ask_all(model, questions, chosen, max_new_tokens, progress)
-    return summarise(
-        Evaluation(
-            format=FORMAT,
-            package=package.manifest.name,
-            backend=backend,
-            kv_bits=None if per_layer is None else tuple(per_layer),
-            set=questions.card,
-            tiling=_tiling(rule),
-            limit=limit,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            score=_score(answers),
-            categories={},
-            groups={},
-            group_costs={},
-            cost=_mean_cost(costs),
-            elapsed_s=time.perf_counter() - start,
-            answers=tuple(answers),
-            pictures=tuple(costs),
-        ),
-        questions.questions,
-    )
+        elapsed_s = time.perf_counter() - start
+    return assemble(
+        package, questions, rule, answers, costs, backend=backend, kv_bits=per_layer, limit=limit, seed=seed,
+        max_new_tokens=max_new_tokens, elapsed_s=elapsed_s,
+    )  # fmt: skip
 
 
 def keep_answers_equal(model: Model) -> None:
@@ -135,30 +117,66 @@ def ask(model: Model, text: str, picture: Picture, options: GenerationOptions) -
     return last.response, planned
 
 
-def summarise(evaluation: Evaluation, questions: Sequence[Question]) -> Evaluation:
-    """Returns `evaluation` with the scores and costs of each category and group."""
-    cost_of = {cost.image: cost for cost in evaluation.pictures}
+def assemble(
+    package: Package,
+    questions: QuestionSet,
+    rule: ProcessorSpec,
+    answers: Sequence[Answer],
+    costs: Sequence[PictureCost],
+    *,
+    backend: str,
+    kv_bits: Sequence[tuple[int, int]] | None,
+    limit: int | None,
+    seed: int,
+    max_new_tokens: int,
+    elapsed_s: float,
+) -> Evaluation:
+    """Returns the evaluation that these answers make: at least one, of pictures planned by `rule`."""
+    categories, groups, group_costs = _divided(answers, costs, questions.questions)
+    return Evaluation(
+        format=FORMAT,
+        package=package.manifest.name,
+        backend=backend,
+        kv_bits=None if kv_bits is None else tuple(kv_bits),
+        set=questions.card,
+        tiling=_tiling(rule),
+        limit=limit,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        score=_score(answers),
+        categories=categories,
+        groups=groups,
+        group_costs=group_costs,
+        cost=_mean_cost(costs),
+        elapsed_s=elapsed_s,
+        answers=tuple(answers),
+        pictures=tuple(costs),
+    )
+
+
+def _divided(
+    answers: Sequence[Answer], costs: Sequence[PictureCost], questions: Sequence[Question]
+) -> tuple[dict[str, Score], dict[str, dict[str, Score]], dict[str, dict[str, MeanCost]]]:
+    """Scores by category, scores by group, costs by group."""
+    cost_of = {cost.image: cost for cost in costs}
     categories: dict[str, list[Answer]] = {}
     groups: dict[str, dict[str, list[Answer]]] = {}
-    for answer in evaluation.answers:
+    for answer in answers:
         question = questions[answer.question]
         categories.setdefault(question.category, []).append(answer)
         for group, value in question.groups.items():
             groups.setdefault(group, {}).setdefault(value, []).append(answer)
 
-    def pictures(answers: Iterable[Answer]) -> list[PictureCost]:
-        return [cost_of[image] for image in dict.fromkeys(questions[answer.question].image for answer in answers)]
+    def pictures(rows: Iterable[Answer]) -> list[PictureCost]:
+        return [cost_of[image] for image in dict.fromkeys(questions[answer.question].image for answer in rows)]
 
-    return replace(
-        evaluation,
-        categories={name: _score(categories[name]) for name in _in_order(categories)},
-        groups={
-            group: {value: _score(values[value]) for value in _in_order(values)}
-            for group, values in sorted(groups.items())
-        },
-        group_costs={
-            group: {value: _mean_cost(pictures(values[value])) for value in _in_order(values)}
-            for group, values in sorted(groups.items())
+    ordered = {group: {value: groups[group][value] for value in _in_order(groups[group])} for group in sorted(groups)}
+    return (
+        {name: _score(categories[name]) for name in _in_order(categories)},
+        {group: {value: _score(rows) for value, rows in values.items()} for group, values in ordered.items()},
+        {
+            group: {value: _mean_cost(pictures(rows)) for value, rows in values.items()}
+            for group, values in ordered.items()
         },
     )
 

@@ -46,6 +46,20 @@ def _text(name: str, data: bytes) -> Callable[[Path], Path]:
     return make
 
 
+def _eval(*words: str, damaged: bool = False, vision: bool = True) -> Callable[[Path], list[Any]]:
+    """Returns a maker of `edgevlm eval` on a sound package and a small set, whose picture was changed if `damaged`."""
+
+    def make(tmp_path: Path) -> list[Any]:
+        from tests.edgevlm.question_sets import questions, write_set
+
+        directory = write_set(tmp_path / "set", questions())
+        if damaged:
+            (directory / "wide.png").write_bytes((directory / "small.png").read_bytes())
+        return ["eval", _package(tmp_path, vision), "--set", directory, *words]
+
+    return make
+
+
 _PICTURE = ("--image", _picture)
 
 _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], type[EdgeVLMError], str], ...] = (
@@ -70,6 +84,11 @@ _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], type[EdgeVLMError], str], .
     ("a text instead of a picture", _run("Hi", "--image", _text("a.txt", b"hello")), ImageError, "a.txt"),
     ("a prompt longer than the context", _run("word " * 400), ContextFullError, "the context is 512"),
     ("150 pictures", _run("Hello", *_PICTURE * 150), ContextFullError, "image tokens"),
+    ("a question set that was changed", _eval(damaged=True), UsageError, "digest"),
+    ("a folder that is no question set", _eval("--set", "."), UsageError, "set.json"),
+    ("questions for a language model", _eval(vision=False), UsageError, "takes no pictures"),
+    ("a tiling that there is not", _eval("--tiling", "mosaic"), UsageError, "fixed:RxC"),
+    ("a comparison with no results", _eval("--against", "none.json"), UsageError, "none.json"),
     ("not enough memory allowed", _run("Hello", "--memory-budget", "1M"), BackendError, "1"),
 )
 

@@ -21,7 +21,7 @@ def write_set(directory: Path, questions: Sequence[Question]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for number, (name, (width, height)) in enumerate(SIZES.items()):
         pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
-        Image.fromarray(pixels).save(directory / name)
+        Image.fromarray(pixels).save(directory / name, compress_level=0)  # the same bytes with any zlib
     lines = [json.dumps(to_json(question)) + "\n" for question in questions]
     (directory / QUESTIONS_NAME).write_text("".join(lines))
     images = [question.image for question in questions]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgevlm.backends.native_library import library_path
@@ -132,6 +132,7 @@ def test_scores_are_counted_by_category_group_and_picture(tiny: Path, tmp_path: 
     assert found.group_costs["size"]["wide"].n_image_tokens == 4 * plans["wide.png"].n_tiles
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.data())
 def test_wilson_interval_is_where_the_score_test_turns(n_asked: int, data: st.DataObject) -> None:
     """Its definition: at both ends the share found is 1.96 standard errors of that end away."""
@@ -162,6 +163,7 @@ def test_similarity() -> None:
     assert similarity("Green.", ["green"]) == 1.0
 
 
+@settings(deadline=None)
 @given(st.text("abc", max_size=8), st.text("abc", max_size=8), st.text("abc", max_size=8))
 def test_edit_distance_is_a_metric(a: str, b: str, c: str) -> None:
     assert edit_distance(a, b) == edit_distance(b, a) and (edit_distance(a, b) == 0) == (a == b)
@@ -291,6 +293,23 @@ def test_sets_are_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
         sets.make_set("scenes", tmp_path / "made", limit=3)
     assert open_set(str(tmp_path / "made")) == made
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "source"]
+
+
+def test_scenes_are_grouped_by_what_the_ablation_divides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="the scenes' fonts are matplotlib's")
+    sets = load_sets(monkeypatch)
+    n_questions = sets.make_set("scenes", tmp_path / "scenes", limit=4, split="validation")
+    made = open_set(str(tmp_path / "scenes"))
+    assert made.card.name == "scenes (validation)" and len(made.questions) == n_questions >= 4
+    for question in made.questions:
+        reads = question.category in sets.READING
+        wanted = {"kind", "aspect ratio"} | ({"text height in one tile", "reading"} if reads else set())
+        assert set(question.groups) == wanted
+    assert [sets.binned(ratio, sets.ASPECTS) for ratio in (1.0, 1.25, 3.0, 5.0)] == [
+        "up to 1.25:1", "1.25:1 to 2:1", "2:1 to 3.5:1", "above 3.5:1",
+    ]  # fmt: skip
+    again = sets.make_set("scenes", tmp_path / "again", limit=4, split="validation")
+    assert again == n_questions and open_set(str(tmp_path / "again")).card.sha256 == made.card.sha256
 
 
 def load_sets(monkeypatch: pytest.MonkeyPatch) -> object:
