@@ -1,13 +1,14 @@
 """A quantised package against the fp32 package of the same checkpoint; needs no torch.
 
 Two passes, so that only one model is in memory: the fp32 pass writes its logits to a file, the second one reads them
-back row by row. Text is scored in windows that start from an empty cache; picture prompts are answered greedily by the
-fp32 model, and both models are scored on the question and that answer. Every model sees its own picture features.
+back row by row. Text is scored in windows that start from an empty cache. A picture prompt is a picture, a passage of
+text and a question, answered greedily by the fp32 model; both models are scored on all that stands behind the picture.
+Every model sees its own picture features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +26,15 @@ from export.parity import bounded, chain_logits, last_index, our_prompt_ids, spl
 
 AGAINST = "own fp32 graphs"
 N_POSITIONS = 1024
+"""Of text, and again of picture prompts."""
 WINDOW_TOKENS = 544
 MAX_WARM_UP_TOKENS = 32
 """Rows at a window's start that are not scored: with hardly any context, every model guesses."""
 N_ANSWER_TOKENS = 24
+PASSAGE_TOKENS = 320
+"""Text between a picture and the question: three prompts make N_POSITIONS, and text costs a tenth of an answer."""
+MIN_PASSAGE_TOKENS = 40
+"""A context with less room than this gets the question alone."""
 MAX_PROBE_TILES = 8
 """Tiles of all picture probes together; one picture is always taken."""
 
@@ -45,10 +51,31 @@ class Window:
 
 @dataclass(frozen=True)
 class PictureProbe:
-    """A prompt whose picture is given as pixel values (C, 3, S, S)."""
+    """A picture drawn with `size` (height_px, width_px), as pixel values (C, 3, S, S)."""
 
-    prompt_ids: tuple[int, ...]
+    size: tuple[int, int]
     pixel_values: Float32
+
+
+@dataclass(frozen=True)
+class PicturePrompt:
+    """Ids with one picture in them; `picture` is its index among the probes."""
+
+    picture: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredLogits:
+    """Rows (vocab,) float32 in a file, read as they are needed: as a map, all of them would stay in memory."""
+
+    path: Path
+    vocab: int
+
+    def rows(self, start: int, n_rows: int) -> Float32:
+        """Returns rows `start` to `start + n_rows`, (n_rows, vocab)."""
+        offset = start * self.vocab * np.dtype(np.float32).itemsize
+        return np.fromfile(self.path, np.float32, n_rows * self.vocab, offset=offset).reshape(n_rows, self.vocab)
 
 
 @dataclass(frozen=True)
@@ -57,10 +84,13 @@ class Teacher:
 
     windows: tuple[Window, ...]
     pictures: tuple[PictureProbe, ...]
+    prompts: tuple[PicturePrompt, ...]
     answers: tuple[tuple[int, ...], ...]
+    """One per prompt."""
     features: tuple[Float32, ...]
-    logits: np.memmap[tuple[int, int], np.dtype[np.float32]]
-    """(rows, vocab): counted rows of all windows, then of all picture prompts."""
+    """One per picture."""
+    logits: StoredLogits
+    """Counted rows of all windows, then of all picture prompts."""
 
 
 def text_windows(package: Package, n_positions: int) -> tuple[Window, ...]:
@@ -75,11 +105,10 @@ def text_windows(package: Package, n_positions: int) -> tuple[Window, ...]:
 
 
 def picture_probes(package: Package) -> tuple[PictureProbe, ...]:
-    """Returns prompts with one picture each, cheapest first, MAX_PROBE_TILES tiles in all, one cut picture at least."""
+    """Returns pictures, the cheapest first, MAX_PROBE_TILES tiles in all, one that is cut into tiles at least."""
     spec = package.manifest.processor
     if spec is None:
         return ()
-    tokenizer = Tokenizer.open(package)
     plans = {size: plan_tiles(*size, spec) for size in probes.PICTURE_SIZES}
     by_cost = sorted(plans, key=lambda size: (plans[size].n_tiles == 1, plans[size].n_tiles))
     chosen: list[tuple[int, int]] = []
@@ -88,10 +117,36 @@ def picture_probes(package: Package) -> tuple[PictureProbe, ...]:
         if not chosen or n_tiles + plans[size].n_tiles <= MAX_PROBE_TILES:
             chosen.append(size)
             n_tiles += plans[size].n_tiles
-    found = []
-    for size in chosen:
-        pixels = normalize(cut_tiles(probes.picture(*size), plans[size], spec), spec)
-        found.append(PictureProbe(tuple(our_prompt_ids(package, tokenizer, probes.QUESTION, [size])), pixels))
+    return tuple(
+        PictureProbe(size, normalize(cut_tiles(probes.picture(*size), plans[size], spec), spec)) for size in chosen
+    )
+
+
+def picture_prompts(
+    package: Package, pictures: Sequence[PictureProbe], n_positions: int
+) -> tuple[PicturePrompt, ...]:
+    """Returns prompts about the pictures in turn, each with the next passage of text and the question.
+
+    Every picture is asked about, and then again until at least `n_positions` rows behind pictures are counted (fewer
+    if the text ends, or if the model's context has no room for a passage).
+    """
+    tokenizer, image_token_id = Tokenizer.open(package), _image_token_id(package)
+    text = probes.text()
+    page = tokenizer.encode(text[len(text) // 2 :])  # the first half is scored without pictures
+    limit = package.manifest.decoder.max_position_embeddings - N_ANSWER_TOKENS
+    found: list[PicturePrompt] = []
+    n_counted = used = 0
+    while pictures and (len(found) < len(pictures) or (n_counted < n_positions and 0 < used < len(page))):
+        index = len(found) % len(pictures)
+        size = [pictures[index].size]
+        ids = our_prompt_ids(package, tokenizer, probes.QUESTION, size)
+        n_passage = min(PASSAGE_TOKENS, limit - len(ids) - len(ids) // 8)
+        if n_passage >= MIN_PASSAGE_TOKENS:
+            passage = tokenizer.decode(page[used : used + n_passage])
+            used += n_passage
+            ids = our_prompt_ids(package, tokenizer, f"{passage}\n\n{probes.QUESTION}", size)
+        found.append(PicturePrompt(index, tuple(ids)))
+        n_counted += len(ids) - last_index(ids, image_token_id) - 1 + N_ANSWER_TOKENS
     return tuple(found)
 
 
@@ -100,27 +155,25 @@ def run_teacher(
 ) -> Teacher:
     """Runs the fp32 `session` on the probes of `package`; its logits go to a file in `scratch`."""
     windows, pictures = text_windows(package, n_positions), picture_probes(package)
+    prompts = picture_prompts(package, pictures, n_positions)
     image_token_id = _image_token_id(package)
     features = tuple(session.encode(probe.pixel_values) for probe in pictures)
     if pictures:
         session.release("vision")
     path = scratch / "teacher.f32"
-    n_rows = 0
     answers: list[tuple[int, ...]] = []
     with path.open("wb") as file:
 
         def store(rows: Float32) -> None:
-            nonlocal n_rows
             file.write(np.ascontiguousarray(rows, np.float32).tobytes())
-            n_rows += len(rows)
 
         for index, window in enumerate(windows):
             _report(progress, "fp32 text", index, len(windows))
             for rows in _counted_rows(session, window):
                 store(rows)
-        for index, (probe, seen) in enumerate(zip(pictures, features, strict=True)):
-            _report(progress, "fp32 pictures", index, len(pictures))
-            rest = _prefill_picture(session, probe, seen, image_token_id)
+        for index, prompt in enumerate(prompts):
+            _report(progress, "fp32 pictures", index, len(prompts))
+            rest = _prefill_picture(session, prompt, features[prompt.picture], image_token_id)
             rows = np.zeros((0, package.manifest.decoder.vocab_size), np.float32)
             for rows in chain_logits(session, rest):
                 store(rows)
@@ -130,9 +183,8 @@ def run_teacher(
                 rows = session.step(answer[-1], session.n_past)[None]
                 store(rows)
             answers.append(tuple(answer))
-    shape = (n_rows, package.manifest.decoder.vocab_size)
-    logits = np.memmap(path, np.float32, "r", shape=shape)
-    return Teacher(windows, pictures, tuple(answers), features, logits)
+    logits = StoredLogits(path, package.manifest.decoder.vocab_size)
+    return Teacher(windows, pictures, prompts, tuple(answers), features, logits)
 
 
 def compare_student(
@@ -150,14 +202,14 @@ def compare_student(
     for index, window in enumerate(teacher.windows):
         _report(progress, "quantised text", index, len(teacher.windows))
         for rows in _counted_rows(session, window):
-            text.add(teacher.logits[row : row + len(rows)], rows)
+            text.add(teacher.logits.rows(row, len(rows)), rows)
             row += len(rows)
-    for index, probe in enumerate(teacher.pictures):
-        _report(progress, "quantised pictures", index, len(teacher.pictures))
-        rest = _prefill_picture(session, probe, features[index], image_token_id)
+    for index, prompt in enumerate(teacher.prompts):
+        _report(progress, "quantised pictures", index, len(teacher.prompts))
+        rest = _prefill_picture(session, prompt, features[prompt.picture], image_token_id)
         answer = np.asarray(teacher.answers[index], np.int64)
         for rows in chain_logits(session, np.concatenate([rest, answer])):
-            pictures.add(teacher.logits[row : row + len(rows)], rows)
+            pictures.add(teacher.logits.rows(row, len(rows)), rows)
             row += len(rows)
     entries = divergence_entries("text", text_schemes, text)
     if teacher.pictures:
@@ -203,11 +255,11 @@ def _counted_rows(session: Session, window: Window) -> Iterator[Float32]:
             yield counted
 
 
-def _prefill_picture(session: Session, probe: PictureProbe, features: Float32, image_token_id: int) -> Int64:
+def _prefill_picture(session: Session, prompt: PicturePrompt, features: Float32, image_token_id: int) -> Int64:
     """Puts the prompt up to its last image token into the empty cache; returns the ids behind."""
     session.truncate(0)
-    segments, rest = split_prompt(probe.prompt_ids, image_token_id, features)
-    n_first = last_index(probe.prompt_ids, image_token_id) + 1
+    segments, rest = split_prompt(prompt.ids, image_token_id, features)
+    n_first = last_index(prompt.ids, image_token_id) + 1
     session.prefill(segments, np.arange(n_first, dtype=np.int64))
     return rest
 

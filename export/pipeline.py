@@ -18,7 +18,7 @@ import edgevlm
 from edgevlm.errors import UnsupportedModelError, UsageError
 from edgevlm.package import Package
 from edgevlm.spec import SCHEMA_VERSION, DecoderSpec, FileEntry, GenerationSpec, Manifest, QuantEntry
-from export import card, verify
+from export import card, fidelity, verify
 from export.archs import arch_spec
 from export.archspec import ArchSpec, LMSpec
 from export.checkpoint import Checkpoint, open_checkpoint
@@ -90,7 +90,8 @@ def export_package(
     name = options.name or _file_name(checkpoint.name)
     target = Path(out) if out is not None else Path(f"{_file_name(name)}-edgevlm-{plan.language}")
 
-    with PackageWriter(target, force=options.force, needed_bytes=needed_bytes(checkpoint, plan, options)) as writer:
+    needed = needed_bytes(checkpoint, spec, plan, options)
+    with PackageWriter(target, force=options.force, needed_bytes=needed) as writer:
         plan = _allocated(plan, spec, language, checkpoint, writer, options, progress)
         with writer.writing() as directory:
             built = build_model(spec, checkpoint, plan, directory, context=options.context, progress=progress)
@@ -119,14 +120,18 @@ def n_parameters(language: LMSpec) -> int:
     return sum(linears) + language.vocab * language.hidden * (1 if language.tied else 2)
 
 
-def needed_bytes(checkpoint: Checkpoint, plan: QuantPlan, options: ExportOptions) -> int:
-    """Returns about how much disk an export takes at its peak: the package, and fp32 graphs to measure with."""
+def needed_bytes(checkpoint: Checkpoint, spec: ArchSpec, plan: QuantPlan, options: ExportOptions) -> int:
+    """Returns about how much disk an export takes at its peak: the package, fp32 graphs and their logits."""
     n_weights = sum(_size(info.shape) for info in checkpoint.tensors().values())
     scheme = plan.language_scheme
     low = scheme.high if isinstance(scheme, MixScheme) else scheme
     per_weight = low.bits / 8 + (_SCALE_BYTES_ONNX / low.block if low.block else 0)
     needs_fp32 = options.verify or isinstance(scheme, MixScheme)
-    return int(n_weights * (per_weight + (_FP32_BYTES if needs_fp32 else 0))) + _FIXED_BYTES
+    n_logits = 0
+    if options.verify and spec.language is not None:
+        n_logits = fidelity.N_POSITIONS * spec.language.vocab * (1 if spec.vision is None else 2)
+    n_bytes = n_weights * (per_weight + (_FP32_BYTES if needs_fp32 else 0)) + n_logits * _FP32_BYTES
+    return int(n_bytes) + _FIXED_BYTES
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -49,7 +49,7 @@ def verify_package(
         package: its directory, or a package that is not written to its place yet.
         source: the checkpoint that the package was exported from; without it nothing can be compared.
         reference: compare with transformers; None does so when it is installed.
-        n_positions: positions of text scored for KL and top-1 agreement.
+        n_positions: positions scored for KL and top-1 agreement, of text and again behind pictures.
 
     Raises:
         BackendError: `reference` is True and torch or transformers is missing.
@@ -163,6 +163,7 @@ def _unverified_fidelity(package: Package, hint: str) -> list[ParityEntry]:
     pairs = [("stored weights", "largest relative error"), ("text", "mean KL"), ("text", "top-1 agreement")]
     if package.manifest.processor is not None:
         pairs += [("vision features", "mean cosine"), ("picture prompts", "mean KL")]
+        pairs += [("picture prompts", "top-1 agreement")]
     return [ParityEntry(stage, fidelity.AGAINST, metric, "unverified", detail=hint) for stage, metric in pairs]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from export.divergence import BOUNDS, Bound, DivergenceMeter, bound_for, token_c
 from export.quant.scheme import parse_language_scheme
 from tests import tiny, weights
 from tests.tolerances import REAL_MEAN_KL, REAL_TOP1, TINY_MEAN_KL, TINY_TOP1
-from tests.verify_case import CONTEXT, build_package, corrupt, session_of
+from tests.verify_case import CONTEXT, build_package, corrupt, image_token_id, session_of
 
 N_POSITIONS = 300
 
@@ -51,7 +52,9 @@ def test_healthy_schemes_pass(scheme: str, source: Path, teacher: fidelity.Teach
         ("picture prompts", "top-1 agreement"),
     ]
     kl = entries["text", "mean KL"]
-    assert kl.value is not None and kl.detail.split()[0].isdigit() and int(kl.detail.split()[0]) >= N_POSITIONS
+    assert kl.value is not None
+    for stage in ("text", "picture prompts"):
+        assert int(entries[stage, "mean KL"].detail.split()[0]) >= N_POSITIONS
     if scheme in TINY_MEAN_KL:
         assert kl.value <= TINY_MEAN_KL[scheme].bound
     if scheme in TINY_TOP1:
@@ -91,6 +94,21 @@ def test_a_tower_below_the_cosine_bound_fails(source: Path, teacher: fidelity.Te
     session = NoisyTower(package, context=CONTEXT, threads=1)
     entries = by_name(fidelity.compare_student(session, package, teacher))
     assert entries["vision features", "mean cosine"].status == "fail"
+    assert entries["text", "mean KL"].status == "pass"
+
+
+class BlindTower(OnnxSession):
+    def encode(self, tiles: Float32) -> Float32:
+        return np.zeros_like(super().encode(tiles))
+
+
+def test_a_model_that_does_not_see_the_picture_fails_behind_it(
+    source: Path, teacher: fidelity.Teacher, tmp_path: Path
+) -> None:
+    """The passages of text between picture and question do not hide it."""
+    package = build_package(source, tmp_path, "w8", "w8")
+    entries = by_name(fidelity.compare_student(BlindTower(package, context=CONTEXT, threads=1), package, teacher))
+    assert entries["picture prompts", "mean KL"].status == "fail", entries["picture prompts", "mean KL"]
     assert entries["text", "mean KL"].status == "pass"
 
 
@@ -205,6 +223,30 @@ def test_windows_do_not_depend_on_the_model_but_its_context(source: Path, tmp_pa
     windows = fidelity.text_windows(package, 1000)
     assert sum(len(window.ids) - window.skip for window in windows) >= 1000
     assert all(len(window.ids) <= fidelity.WINDOW_TOKENS for window in windows)
+
+
+def test_picture_prompts_go_round_the_pictures_with_text_that_goes_on(source: Path, tmp_path: Path) -> None:
+    package = build_package(source, tmp_path)
+    pictures = fidelity.picture_probes(package)
+    prompts = fidelity.picture_prompts(package, pictures, 4000)
+    assert len(pictures) < len(prompts) and [prompt.picture for prompt in prompts] == [
+        index % len(pictures) for index in range(len(prompts))
+    ]
+    limit = package.manifest.decoder.max_position_embeddings - fidelity.N_ANSWER_TOKENS
+    assert all(len(prompt.ids) <= limit for prompt in prompts)
+    assert len({prompt.ids for prompt in prompts}) == len(prompts)
+
+
+def test_a_context_without_room_for_text_still_asks_about_each_picture(source: Path, tmp_path: Path) -> None:
+    package = build_package(source, tmp_path)
+    pictures = fidelity.picture_probes(package)
+    image_token = image_token_id(package)
+    largest = max(prompt.ids.count(image_token) for prompt in fidelity.picture_prompts(package, pictures, 1))
+    context = largest + fidelity.N_ANSWER_TOKENS + 64  # room for the question, not for a passage
+    decoder = replace(package.manifest.decoder, max_position_embeddings=context)
+    small = Package(package.path, replace(package.manifest, decoder=decoder))
+    prompts = fidelity.picture_prompts(small, pictures, 4000)
+    assert [prompt.picture for prompt in prompts] == list(range(len(pictures)))
 
 
 @pytest.fixture(scope="module")

@@ -179,11 +179,11 @@ def test_the_disk_estimate_covers_what_is_written(llama: Path, tmp_path: Path) -
     assert spec.language is not None
     stored = sum(info.shape[0] * info.shape[1] for info in checkpoint.tensors().values() if len(info.shape) == 2)
     assert n_parameters(spec.language) == stored
-    estimate = needed_bytes(checkpoint, QuantPlan("w8"), options(verify=False))
+    estimate = needed_bytes(checkpoint, spec, QuantPlan("w8"), options(verify=False))
     path = export_package(llama, tmp_path / "p", options(scheme="w8", verify=False))
     written = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     assert written < estimate
-    assert needed_bytes(checkpoint, QuantPlan("w8"), options()) > estimate
+    assert needed_bytes(checkpoint, spec, QuantPlan("w8"), options()) > estimate
 
 
 def test_a_decision_that_differs_from_the_config_is_told(
