@@ -42,6 +42,9 @@ class ProcessorSpec:
     """Largest grid width (`relaxed`), the grid's width (`fixed`)."""
     max_tiles: int = 1
     """Largest number of grid tiles, without the thumbnail."""
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    """`smart_resize`, `naflex`, `patch_budget`: smallest and largest area of the resized picture."""
     relaxed_alpha: float = 0.1
     """`relaxed`: how much more useful area a larger grid must bring."""
     longest_edge_px: int | None = None

@@ -12,6 +12,7 @@ from typing import Literal
 
 from edgevlm.spec import GenerationSpec, ProcessorSpec, PromptSpec
 
+Transform = Literal["transpose", "split", "merge_experts", "fold_bn", "merge_lora"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 
 
@@ -28,6 +29,14 @@ class RopeSpec:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    """`yarn`: rotations inside the original context at which a channel is left alone, or stretched whole."""
+    attention_factor: float | None = None
+    """`yarn`, `longrope`: what the sines and cosines are multiplied by; None computes it from `factor`."""
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    """`longrope`: per channel, up to the original context and beyond it."""
     mrope_section: tuple[int, ...] = ()
     mrope_layout: Literal["none", "blocks", "interleaved"] = "none"
 
@@ -55,8 +64,13 @@ class VisionSpec:
     )
     pos_grid: int = 0
     """Side of the stored position table, without CLS."""
+    pos_input: Literal["constant", "host"] = "constant"
+    """Whether positions are computed at export, or given to the graph with each picture."""
     rope: Literal["none", "shared", "even_odd", "halves"] = "none"
     rope_theta: float = 10000.0
+    rope_rotation: Literal["half", "pairs"] = "half"
+    rope_offset: int = 0
+    """Position of the first patch."""
     cls: bool = False
     embed_norm: Literal["none", "ln", "rms", "rms_before_pos"] = "none"
     norm: Literal["ln", "rms"] = "ln"
@@ -73,7 +87,12 @@ class VisionSpec:
     mlp_bias: bool = True
     act: Activation = "gelu"
     mask: Literal["full", "padding", "segments", "window"] = "full"
+    window: int | None = None
+    full_layers: tuple[int, ...] = ()
+    """`window`: the layers that see everything all the same."""
     features: tuple[int, ...] = (-1,)
+    concat: bool = False
+    """Whether several features stand side by side in one output."""
     drop_cls: bool = True
     final_norm_applied: bool = True
     taps: tuple[int, ...] = ()
@@ -109,6 +128,8 @@ class ConnectorSpec:
     stored_transposed: bool = False
     out_scale: float = 1.0
     extra: Literal["none", "visual_vocab", "pos2d_sincos", "mean_token"] = "none"
+    newline: bool = False
+    """Whether a stored vector ends each row of patches."""
 
 
 LayerKind = Literal["full", "sliding", "nope", "conv", "delta"]
@@ -147,6 +168,11 @@ class LMSpec:
     fused_gate_up: bool = False
     moe_experts: int = 0
     moe_top_k: int = 0
+    moe_order: Literal["softmax_topk", "topk_softmax"] = "softmax_topk"
+    moe_renorm: bool = False
+    """Whether the chosen experts' weights are scaled to sum to one."""
+    moe_dense_layers: tuple[int, ...] = ()
+    """Layers with one plain MLP."""
     embed_scale: float = 1.0
     embed_scale_scope: Literal["tokens", "all"] = "tokens"
     residual_scale: float = 1.0
@@ -156,9 +182,20 @@ class LMSpec:
     tied: bool = True
     mask: Literal["causal", "prefix", "image_blocks", "bidirectional"] = "causal"
     kv_source: tuple[int, ...] = ()
+    """Per layer, the layer whose keys and values it attends to."""
     ple_width: int = 0
+    ple_vocab: int = 0
+    """Per-layer embeddings: width and rows of the second table."""
     deepstack: tuple[tuple[int, Literal["before", "after"], int], ...] = ()
+    """(layer, side, index of the tower's tap that is added there)."""
+    zero_image_embeds: bool = False
+    """Whether image tokens enter the first layer as zeros, all of them coming through `deepstack`."""
     conv_kernel: int = 0
+    delta_key_heads: int = 0
+    delta_value_heads: int = 0
+    delta_key_dim: int = 0
+    delta_value_dim: int = 0
+    delta_kernel: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,6 +216,8 @@ class NameMap:
     """Regular expressions (full match) of tensors that are left out on purpose."""
     roots: tuple[tuple[str, str], ...] = ()
     """Other spellings of a prefix, (prefix here, prefix on disk), tried in order when a name is not in the file."""
+    transforms: tuple[tuple[str, Transform], ...] = ()
+    """(regular expression of tensor names, what happens to them before they are used), in order."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from export.archs.fields import Fields
+from export.archs.fields import Fields, head_dim
 from export.archspec import ArchSpec, NameMap, VisionSpec
 
 IGNORE = (r"(.*\.)?embeddings\.mask_token", r"classifier\..*")
@@ -34,7 +34,7 @@ def vision_spec(fields: Fields, image_px: int) -> VisionSpec:
         run_layers=layers,
         width=width,
         heads=heads,
-        head_dim=width // heads,
+        head_dim=head_dim(fields, width, heads),
         mlp=width * fields.integer("mlp_ratio", 4),
         image_px=image_px,
         patch=patch,

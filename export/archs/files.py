@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from edgevlm.errors import PackageError
 from edgevlm.spec import GenerationSpec, Resample
 from export.archs.fields import Fields, not_implemented
+from export.checkpoints.paths import parse_object
 
 RESAMPLES: dict[int, Resample] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """PIL's numbers, as preprocessor_config.json has them."""
@@ -18,13 +18,7 @@ def read_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """The parsed file; {} when the checkpoint has none."""
     if name not in files:
         return {}
-    try:
-        data = json.loads(files[name])
-    except ValueError as error:
-        raise PackageError(f"{name} is not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise PackageError(f"{name} must hold one object, found {type(data).__name__}")
-    return data
+    return parse_object(files[name], name)
 
 
 class ImageProcessing(Fields):

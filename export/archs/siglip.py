@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgevlm.spec import ProcessorSpec
-from export.archs.fields import Fields
+from export.archs.fields import Fields, head_dim
 from export.archs.files import ImageProcessing
 from export.archspec import ArchSpec, NameMap, VisionSpec
 
@@ -61,7 +61,7 @@ def vision_spec(
         run_layers=layers,
         width=width,
         heads=heads,
-        head_dim=width // heads,
+        head_dim=head_dim(fields, width, heads),
         mlp=fields.integer("intermediate_size", 3072),
         image_px=image,
         patch=patch,

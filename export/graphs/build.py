@@ -18,6 +18,7 @@ from export.graphs.decoder import build_decoder
 from export.graphs.embed import build_embed
 from export.graphs.ops.cpu import CpuOps
 from export.graphs.ops.storage import Progress, Storage
+from export.graphs.supported import check_all
 from export.graphs.tensors import TensorReader, Tensors
 from export.graphs.vision import build_tower
 from export.quant.rules import QuantPlan
@@ -78,6 +79,7 @@ def build_model(
     overridable: names of float weights (linears are stored transposed, (K, N)) that also become graph inputs.
     Raises UnsupportedModelError naming the field or tensor that is not understood, also when a tensor is left over.
     """
+    check_all(spec)
     tensors = Tensors(checkpoint, spec.names)
     spec, notes = _with_real_head(spec, tensors)
     directory = Path(out_dir) / GRAPH_DIR

@@ -6,7 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from edgevlm.errors import UnsupportedModelError
-from export.archspec import ConnectorSpec, LMSpec, RopeSpec, VisionSpec
+from edgevlm.spec import ProcessorSpec
+from export.archspec import ArchSpec, ConnectorSpec, LMSpec, NameMap, RopeSpec, VisionSpec
 
 ANY = None
 
@@ -39,6 +40,9 @@ DECODER: dict[str, tuple[Any, ...] | None] = {
     "fused_gate_up": (False,),
     "moe_experts": (0,),
     "moe_top_k": (0,),
+    "moe_order": ANY,
+    "moe_renorm": (False,),
+    "moe_dense_layers": ((),),
     "embed_scale": (1.0,),
     "embed_scale_scope": ("tokens",),
     "residual_scale": (1.0,),
@@ -49,8 +53,15 @@ DECODER: dict[str, tuple[Any, ...] | None] = {
     "mask": ("causal",),
     "kv_source": ((),),
     "ple_width": (0,),
+    "ple_vocab": (0,),
     "deepstack": ((),),
+    "zero_image_embeds": (False,),
     "conv_kernel": (0,),
+    "delta_key_heads": (0,),
+    "delta_value_heads": (0,),
+    "delta_key_dim": (0,),
+    "delta_value_dim": (0,),
+    "delta_kernel": (0,),
 }
 ROPE: dict[str, tuple[Any, ...] | None] = {
     "theta": ANY,
@@ -61,6 +72,11 @@ ROPE: dict[str, tuple[Any, ...] | None] = {
     "low_freq_factor": ANY,
     "high_freq_factor": ANY,
     "original_max_position_embeddings": ANY,
+    "beta_fast": ANY,
+    "beta_slow": ANY,
+    "attention_factor": (None,),
+    "short_factor": ((),),
+    "long_factor": ((),),
     "mrope_section": ((),),
     "mrope_layout": ("none",),
 }
@@ -79,8 +95,11 @@ VISION: dict[str, tuple[Any, ...] | None] = {
     "patch_bias": ANY,
     "pos": ("table", "bucket", "bicubic"),
     "pos_grid": ANY,
+    "pos_input": ("constant",),
     "rope": ("none",),
     "rope_theta": ANY,
+    "rope_rotation": ("half",),
+    "rope_offset": (0,),
     "cls": ANY,
     "embed_norm": ("none",),
     "norm": ("ln",),
@@ -97,6 +116,9 @@ VISION: dict[str, tuple[Any, ...] | None] = {
     "mlp_bias": ANY,
     "act": ANY,
     "mask": ("full",),
+    "window": (None,),
+    "full_layers": ((),),
+    "concat": (False,),
     "features": ((-1,),),
     "drop_cls": (True,),
     "final_norm_applied": (True,),
@@ -119,17 +141,54 @@ CONNECTOR: dict[str, tuple[Any, ...] | None] = {
     "stored_transposed": (False,),
     "out_scale": (1.0,),
     "extra": ("none",),
+    "newline": (False,),
+}
+NAMES: dict[str, tuple[Any, ...] | None] = {
+    "vision": ANY,
+    "connector": ANY,
+    "language": ANY,
+    "ignore": ANY,
+    "roots": ANY,
+    "transforms": ((),),
+}
+PROCESSOR: dict[str, tuple[Any, ...] | None] = {
+    "scheme": ("square", "relaxed", "tile_grid", "internvl"),
+    "tile_px": ANY,
+    "resample": ANY,
+    "image_mean": ANY,
+    "image_std": ANY,
+    "rescale_factor": ANY,
+    "thumbnail": ANY,
+    "max_rows": ANY,
+    "max_cols": ANY,
+    "max_tiles": ANY,
+    "min_pixels": (None,),
+    "max_pixels": (None,),
+    "relaxed_alpha": ANY,
+    "longest_edge_px": ANY,
+    "grid_pinpoints": ((),),
 }
 TABLES: dict[type[Any], dict[str, tuple[Any, ...] | None]] = {
     LMSpec: DECODER,
     RopeSpec: ROPE,
     VisionSpec: VISION,
     ConnectorSpec: CONNECTOR,
+    NameMap: NAMES,
+    ProcessorSpec: PROCESSOR,
 }
+Spec = LMSpec | RopeSpec | VisionSpec | ConnectorSpec | NameMap | ProcessorSpec
 PER_LAYER = ("layer_kinds",)
 
 
-def check_supported(spec: LMSpec | RopeSpec | VisionSpec | ConnectorSpec) -> None:
+def check_all(spec: ArchSpec) -> None:
+    """Raises UnsupportedModelError for the first field of any part whose value no builder implements."""
+    ropes = () if spec.language is None else tuple(rope for _, rope in spec.language.ropes)
+    for part in (spec.names, spec.vision, spec.connector, spec.processor, spec.language, *ropes):
+        if part is not None:
+            check_supported(part)
+
+
+def check_supported(spec: Spec) -> None:
     """Raises UnsupportedModelError for the first field whose value no builder implements."""
     table = TABLES[type(spec)]
     for field in fields(spec):

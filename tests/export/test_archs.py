@@ -12,11 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgevlm.errors import EdgeVLMError, PackageError, UnsupportedModelError
+from edgevlm.spec import ProcessorSpec
 from export.archs import ARCHS, arch_spec
-from export.archspec import ArchSpec, RopeSpec
+from export.archspec import ArchSpec, ConnectorSpec, LMSpec, NameMap, RopeSpec, VisionSpec
 from export.checkpoint import open_checkpoint
 from export.graphs.build import build_model
-from export.graphs.supported import TABLES, check_supported
+from export.graphs.supported import ANY, TABLES, check_all, check_supported
 from export.quant.rules import QuantPlan
 from tests.tiny import MAKERS, added_token_ids, make_bluelm_v, make_llama, make_smolvlm, tokenizer_json
 
@@ -120,6 +121,8 @@ def test_absent_or_null_rope_is_the_default() -> None:
         ({"model_type": "dinov2", "use_swiglu_ffn": True}, UnsupportedModelError, "use_swiglu_ffn"),
         ({"model_type": "dinov2", "image_size": [224, 448]}, UnsupportedModelError, "image_size"),
         ({"model_type": "siglip_vision_model", "num_channels": 1}, UnsupportedModelError, "num_channels"),
+        ({"model_type": "siglip_vision_model", "num_attention_heads": 7}, PackageError, "num_attention_heads 7"),
+        ({"model_type": "dinov2", "num_attention_heads": 7}, PackageError, "num_attention_heads 7"),
         ({"model_type": "smolvlm", "vision_config": {"patch_size": 16}}, PackageError, "preprocessor_config.json"),
         (
             {"model_type": "smolvlm", "text_config": {"model_type": "gemma3"}},
@@ -143,6 +146,103 @@ def test_refusals_name_the_field(config: dict[str, Any], error: type[EdgeVLMErro
 def test_every_spec_field_is_in_a_table() -> None:
     for spec_class, table in TABLES.items():
         assert set(table) == {field.name for field in dataclasses.fields(spec_class)}
+
+
+FAMILIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "llava, two layers of features": (VisionSpec, {"features": (-2, -5), "concat": True}),
+    "gemma4 tower": (VisionSpec, {"pos": "xy_tables", "pos_input": "host", "placement": "sandwich", "v_norm": True}),
+    "pixtral": (VisionSpec, {"rope": "even_odd", "norm": "rms", "mlp_kind": "gated"}),
+    "perception_lm": (VisionSpec, {"rope": "halves", "rope_rotation": "pairs", "rope_offset": 1}),
+    "qwen2_5_vl": (VisionSpec, {"temporal_patch": 2, "mask": "window", "window": 112, "full_layers": (7, 15)}),
+    "qwen3_vl tower": (VisionSpec, {"pos": "bilinear", "taps": (5, 11, 17), "patch_layout": "flat_ctyx"}),
+    "lfm3_vl tower": (VisionSpec, {"kv_heads": 2, "patch_layout": "flat_hwc"}),
+    "minicpmv4_6": (VisionSpec, {"mid_merge": 6}),
+    "internvl": (VisionSpec, {"qk_norm": "full"}),
+    "llava_next": (ConnectorSpec, {"newline": True}),
+    "mistral3 projector": (ConnectorSpec, {"order": "c_yx", "norm": "rms", "norm_on": "patch"}),
+    "gemma3 projector": (ConnectorSpec, {"reduce": "avgpool", "norm": "rms1p", "stored_transposed": True}),
+    "phi4 projector": (ConnectorSpec, {"pad": "reflect"}),
+    "ovis2": (ConnectorSpec, {"extra": "visual_vocab"}),
+    "mistral3": (RopeSpec, {"kind": "yarn", "factor": 16.0, "beta_fast": 32.0, "attention_factor": 1.0}),
+    "phi3": (RopeSpec, {"kind": "longrope", "short_factor": (1.0,) * 48, "long_factor": (4.0,) * 48}),
+    "gemma4 rope": (RopeSpec, {"kind": "proportional", "rotary_dim": 128}),
+    "qwen3_vl": (RopeSpec, {"mrope_section": (24, 20, 20), "mrope_layout": "interleaved"}),
+    "glm_ocr": (RopeSpec, {"rotation": "pairs"}),
+    "gemma3": (LMSpec, {"layer_kinds": ("sliding", "full"), "window": 512, "norm": "rms1p", "mask": "image_blocks"}),
+    "qwen3": (LMSpec, {"qk_norm": "head"}),
+    "smollm3": (LMSpec, {"layer_kinds": ("full", "nope")}),
+    "granite": (LMSpec, {"embed_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0}),
+    "granitemoe": (LMSpec, {"moe_experts": 32, "moe_top_k": 8, "moe_order": "topk_softmax"}),
+    "olmoe": (LMSpec, {"moe_renorm": True, "moe_dense_layers": (0,), "clip_qkv": 8.0}),
+    "gemma4": (LMSpec, {"kv_source": (0, 0), "ple_width": 256, "ple_vocab": 262144, "layer_scalar": True}),
+    "qwen3_vl language": (LMSpec, {"deepstack": ((0, "after", 0),)}),
+    "granite4_vision": (LMSpec, {"zero_image_embeds": True}),
+    "lfm2": (LMSpec, {"layer_kinds": ("conv", "full"), "conv_kernel": 3}),
+    "qwen3_5": (
+        LMSpec,
+        {
+            "layer_kinds": ("delta", "full"),
+            "delta_key_heads": 16,
+            "delta_value_heads": 32,
+            "delta_key_dim": 128,
+            "delta_value_dim": 128,
+            "delta_kernel": 4,
+            "out_gate": "element",
+        },
+    ),
+    "qwen2_vl pictures": (ProcessorSpec, {"scheme": "smart_resize", "min_pixels": 3136, "max_pixels": 12845056}),
+    "lfm2_vl pictures": (ProcessorSpec, {"scheme": "naflex", "max_pixels": 512 * 512}),
+    "gemma4 pictures": (ProcessorSpec, {"scheme": "patch_budget"}),
+    "minicpmv pictures": (ProcessorSpec, {"scheme": "slices"}),
+    "phi4 weights": (NameMap, {"transforms": ((r".*lora.*", "merge_lora"),)}),
+    "modernbert weights": (NameMap, {"transforms": ((r".*Wqkv", "split"), (r".*Wi", "split"))}),
+}
+"""What families that are not implemented need, by part: each has its field, and is refused by that field's name."""
+
+
+def part_of(spec: ArchSpec, part: type[Any]) -> Any:
+    parts = (spec.names, spec.vision, spec.connector, spec.processor, spec.language)
+    ropes = () if spec.language is None else [rope for _, rope in spec.language.ropes]
+    return next(value for value in (*parts, *ropes) if type(value) is part)
+
+
+@pytest.fixture(scope="module")
+def whole_spec(tmp_path_factory: pytest.TempPathFactory) -> ArchSpec:
+    return spec_of(make_bluelm_v(tmp_path_factory.mktemp("bluelm_v")))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_its_fields_and_is_refused_by_their_names(family: str, whole_spec: ArchSpec) -> None:
+    part, changes = FAMILIES[family]
+    spec = whole_spec
+    check_all(spec)
+    for name, value in changes.items():
+        changed = dataclasses.replace(part_of(spec, part), **{name: value})
+        if TABLES[part][name] is ANY:  # a number of a kind that is refused
+            continue
+        with pytest.raises(UnsupportedModelError, match=rf"^{part.__name__}\.{name} = .* is not implemented"):
+            check_supported(changed)
+    whole = dataclasses.replace(part_of(spec, part), **changes)
+    with pytest.raises(UnsupportedModelError, match=rf"^{part.__name__}\."):
+        check_all(_with_part(spec, whole))
+
+
+def _with_part(spec: ArchSpec, part: Any) -> ArchSpec:
+    if isinstance(part, RopeSpec):
+        assert spec.language is not None
+        return dataclasses.replace(spec, language=dataclasses.replace(spec.language, ropes=(("full", part),)))
+    field = next(f.name for f in dataclasses.fields(spec) if type(getattr(spec, f.name)) is type(part))
+    return dataclasses.replace(spec, **{field: part})
+
+
+def test_a_processor_that_no_planner_knows_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(make_bluelm_v(tmp_path / "checkpoint"))
+    spec = arch_spec(checkpoint.config, checkpoint.files)
+    assert spec.processor is not None
+    wrong = dataclasses.replace(spec, processor=dataclasses.replace(spec.processor, scheme="naflex"))
+    with pytest.raises(UnsupportedModelError, match=r"ProcessorSpec\.scheme = 'naflex'"):
+        build_model(wrong, checkpoint, QuantPlan("fp32", "fp32"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unimplemented_spec_values_are_refused_by_name() -> None:
