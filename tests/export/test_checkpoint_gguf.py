@@ -86,18 +86,36 @@ def q8_0(block: bytes) -> list[float]:
     return [half(u16(block, 0)) * (code - 256 if code > 127 else code) for code in block[2:]]
 
 
-def q4_k(block: bytes) -> list[float]:
-    """ggml-quants.c, dequantize_row_q4_K: eight groups of 32 with 6-bit scales and minima."""
-    scale, least, packed, codes = half(u16(block, 0)), half(u16(block, 2)), block[4:16], block[16:]
-    values = []
+def six_bit_scales(packed: bytes) -> list[tuple[int, int]]:
+    """ggml-quants.c, get_scale_min_k4: (step, minimum) of eight groups of 32."""
+    found = []
     for group in range(8):
         if group < 4:
-            step, low = packed[group] & 63, packed[group + 4] & 63
+            found.append((packed[group] & 63, packed[group + 4] & 63))
         else:
             step = packed[group + 4] & 15 | packed[group - 4] >> 6 << 4
-            low = packed[group + 4] >> 4 | packed[group] >> 6 << 4
+            found.append((step, packed[group + 4] >> 4 | packed[group] >> 6 << 4))
+    return found
+
+
+def q4_k(block: bytes) -> list[float]:
+    """ggml-quants.c, dequantize_row_q4_K."""
+    scale, least, codes = half(u16(block, 0)), half(u16(block, 2)), block[16:]
+    values = []
+    for group, (step, low) in enumerate(six_bit_scales(block[4:16])):
         part = codes[group // 2 * 32 : group // 2 * 32 + 32]
         values += [scale * step * (code >> 4 * (group % 2) & 15) - least * low for code in part]
+    return values
+
+
+def q5_k(block: bytes) -> list[float]:
+    """ggml-quants.c, dequantize_row_q5_K: as q4_K, the fifth bit of group g is bit g of 32 bytes."""
+    scale, least, high, codes = half(u16(block, 0)), half(u16(block, 2)), block[16:48], block[48:]
+    values = []
+    for group, (step, low) in enumerate(six_bit_scales(block[4:16])):
+        part = codes[group // 2 * 32 : group // 2 * 32 + 32]
+        for code, fifth in zip(part, high, strict=True):
+            values.append(scale * step * (code >> 4 * (group % 2) & 15 | (fifth >> group & 1) << 4) - least * low)
     return values
 
 
@@ -122,9 +140,19 @@ DECODERS: dict[str, tuple[int, Callable[[bytes], list[float]]]] = {
     "Q5_1": (24, q5_1),
     "Q8_0": (34, q8_0),
     "Q4_K": (144, q4_k),
+    "Q5_K": (176, q5_k),
     "Q6_K": (210, q6_k),
 }
-HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q6_K": [208]}
+HALVES = {
+    **{name: [0] for name in ("Q4_0", "Q5_0", "Q8_0")},
+    **{name: [0, 2] for name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")},
+    "Q6_K": [208],
+}
+"""Where fp16 numbers stand in a block."""
+
+
+def test_every_readable_block_type_has_its_twin_here() -> None:
+    assert set(DECODERS) == set(HALVES) == set(READABLE_TYPES) - {"F32", "F16", "BF16"}
 
 
 @pytest.mark.parametrize("quant", DECODERS)
