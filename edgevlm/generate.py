@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from edgevlm.backends.draft_tree import shared_length
 from edgevlm.backends.session import Cancelled, Float32, Int64, Segment, Session
 from edgevlm.errors import BackendError, UsageError
 from edgevlm.machine_memory import peak_memory_bytes
@@ -253,7 +254,7 @@ class TokenLoop:
             before.n_decode_tokens,
         )
         n_prompt = len(prompt.keys)
-        n_reused = min(_shared_length(self._held, prompt.keys), n_prompt - 1)
+        n_reused = min(shared_length(self._held, prompt.keys), n_prompt - 1)
         n_reused -= n_reused % self.reuse_step
         history = np.zeros(session.capacity + 1, np.int64)
         history[:n_prompt] = prompt.ids()
@@ -350,12 +351,3 @@ def _check_finite(logits: Float32, n_tokens: int) -> None:
             f"the model returned logits that are not finite after {n_tokens} tokens; check the package with "
             "`edgevlm inspect --hash`, or export it with more bits"
         )
-
-
-def _shared_length(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    n_shared = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        n_shared += 1
-    return n_shared

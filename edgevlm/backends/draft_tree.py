@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from edgevlm.backends.session import Int64
@@ -57,8 +58,8 @@ def leaf_paths(parents: Int64) -> list[tuple[int, ...]]:
     return paths
 
 
-def shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """Returns how many nodes two paths have in common from the root."""
+def shared_length(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
+    """Returns how many items two paths, or two prompts, have in common from their beginning."""
     n_shared = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

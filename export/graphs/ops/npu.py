@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgevlm.spec import CacheEntry
 from export.archspec import Activation
 from export.graphs.builder import INLINE_BELOW_BYTES, GraphBuilder, StoredBytes
+from export.graphs.ops import norms
 from export.graphs.ops.storage import Table
 from export.npu.weights import PackageWeights, QuantisedWeight
 
@@ -122,14 +123,7 @@ class NpuOps:
     # ---- norms and activations
 
     def rms_norm(self, x: str, stem: str, width: int, epsilon: float) -> str:
-        return self.builder.node(
-            "SimplifiedLayerNormalization",
-            [x, self._vector(f"{stem}.weight", width)],
-            name="RMSNorm",
-            axis=-1,
-            epsilon=epsilon,
-            stash_type=1,
-        )
+        return norms.rms_norm(self.builder, x, self._vector(f"{stem}.weight", width), epsilon)
 
     def add_rms_norm(
         self, residual: str, x: str, stem: str, width: int, epsilon: float, keep_sum: bool = True
@@ -139,8 +133,8 @@ class NpuOps:
         return self.rms_norm(total, stem, width, epsilon), total
 
     def layer_norm(self, x: str, stem: str, width: int, epsilon: float) -> str:
-        weights = [self._vector(f"{stem}.{part}", width) for part in ("weight", "bias")]
-        return self.builder.node("LayerNormalization", [x, *weights], name="LayerNorm", axis=-1, epsilon=epsilon)
+        weight, bias = (self._vector(f"{stem}.{part}", width) for part in ("weight", "bias"))
+        return norms.layer_norm(self.builder, x, weight, bias, epsilon)
 
     def activation(self, x: str, act: Activation) -> str:
         builder = self.builder
