@@ -7,14 +7,17 @@ import io
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import edgevlm.model
 from edgevlm.cli.chat import HELP
 from edgevlm.cli.main import main
+from edgevlm.model import Model
 
 AsJson = Callable[..., dict[str, Any]]
 Child = Callable[..., "subprocess.Popen[str]"]
@@ -67,13 +70,39 @@ def test_save_and_help(
     assert HELP in err
 
 
+class SlowTypist(io.StringIO):
+    """Has typed the question only when the picture is encoded and the tower released, or ten seconds later."""
+
+    def __init__(self, text: str, models: list[Model]) -> None:
+        super().__init__(text)
+        self._models = models
+
+    def readline(self, size: int | None = -1, /) -> str:
+        line = super().readline(-1 if size is None else size)
+        deadline = time.monotonic() + 10
+        while not line.startswith("/") and self._encoding() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return line
+
+    def _encoding(self) -> bool:
+        return not any(name == "release vision" for name, _, _ in self._models[0].session.timings.events)
+
+
 def test_trace_shows_encoding_while_the_user_types(
-    package: str, picture: str, typed: Callable[..., None], tmp_path: Path, as_json: AsJson
+    package: str, picture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_json: AsJson
 ) -> None:
-    typed(f"/image {picture}", "What is this?")
+    models: list[Model] = []
+    load = edgevlm.model.load
+    monkeypatch.setattr("edgevlm.model.load", lambda *words, **more: models.append(load(*words, **more)) or models[0])
+    monkeypatch.setattr("sys.stdin", SlowTypist(f"/image {picture}\nWhat is this?\n", models))
     as_json("chat", package, *SHORT, "--trace", tmp_path / "t.json")
-    events = {e["name"]: e for e in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if e["ph"] == "X"}
-    assert any(name.startswith("encode") for name in events) and "release vision" in events
+    spans = {e["name"]: e for e in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if e["ph"] == "X"}
+    typing, answering = spans["user types"], spans["answer"]
+    encoding = [span for name, span in spans.items() if name.startswith(("load vision", "encode", "release vision"))]
+    assert len(encoding) >= 3
+    for span in encoding:
+        assert typing["ts"] <= span["ts"] and span["ts"] + span["dur"] <= typing["ts"] + typing["dur"]
+    assert typing["ts"] + typing["dur"] <= answering["ts"]
 
 
 @pytest.mark.parametrize(("line", "code"), [("/image none.png", 6), ("/dance", 2), ("/image", 2)])

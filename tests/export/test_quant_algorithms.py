@@ -78,7 +78,7 @@ def test_scales_are_fp16_values_and_codes_the_nearest(name: str) -> None:
         hnp.array_shapes(min_dims=2, max_dims=2, max_side=70),
         elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False),
     ),
-    st.sampled_from(INTEGER),
+    st.sampled_from([name for name in INTEGER if name.startswith("w4")]),  # w8 does not search
 )
 @settings(max_examples=60, deadline=None)
 def test_the_search_is_never_worse_than_the_plain_full_range(weight: np.ndarray, name: str) -> None:
