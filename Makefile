@@ -41,7 +41,7 @@ export PYTHONUNBUFFERED := 1
 .PHONY: help check demo native apk android-library test test-slow test-emulated test-android lint test-reference deps golden parity docs clean
 
 help: ## print this list
-	grep -E '^[a-z-]+:.*## ' Makefile | while IFS= read -r line; do printf '  make %-15s %s\n' "$${line%%:*}" "$${line##*## }"; done
+	grep -E '^[a-z-]+:.*## ' Makefile | while IFS= read -r line; do printf '  make %-16s %s\n' "$${line%%:*}" "$${line##*## }"; done
 
 check:
 	packages=''
@@ -113,7 +113,7 @@ $(EXPORTED): $(VENV)/.export $(EXPORT_INPUTS)
 	mkdir -p $(DEMO)
 	echo "Fetching the demo's weights (190 MB the first time) ..."
 	checkpoint=$$($(VENV)/bin/python assets/demo/fetch.py)
-	echo "Exporting $$checkpoint ..."
+	echo "Making a package of $$checkpoint and checking its numbers (about a minute on two idle cores) ..."
 	$(VENV)/bin/edgevlm export "$$checkpoint" -o $(DEMO)/package --force >$@.tmp
 	mv $@.tmp $@
 
@@ -125,8 +125,11 @@ demo: $(EXPORTED) ## export a small real model and ask it about a picture
 	printf 'answer:   '
 	$(VENV)/bin/edgevlm run "$$package" "$(QUESTION)" --image "$(IMAGE)" --timings
 	echo
-	echo "package:  $$package"
-	echo "Ask something else: $(VENV)/bin/edgevlm run $$package 'Is there a circle?' --image $(IMAGE)"
+	echo "package:  $$package ($$(du -shL "$$package" | cut -f1))"
+	echo
+	echo "Ask something else:  $(VENV)/bin/edgevlm run $$package 'Is there a circle?' --image $(IMAGE)"
+	echo "Talk with it:        $(VENV)/bin/edgevlm chat $$package"
+	echo "Look inside:         $(VENV)/bin/edgevlm inspect $$package"
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -140,10 +143,10 @@ apk: $(VENV)/.android $(ANDROID_LIBRARIES) ## build, sign and check the Android 
 	$(VENV)/bin/python -m android_demo.apk.make $(addprefix --library ,$(ANDROID_LIBRARIES)) \
 	  $(if $(ANDROID_PACKAGE),--package "$(ANDROID_PACKAGE)") $(ANDROID_FLAGS) -o $(BUILD)/apk
 
-test: $(VENV)/.dev $(NATIVE) ## lint, types, tests (but those of other machines and of Android)
+test: $(VENV)/.dev $(NATIVE) ## lint, types, tests; the other test targets have what needs weights, an emulator or Android
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not android and not emulated and not slow' $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not android and not emulated and not slow and not weights' $(PYTEST_FLAGS)
 
 test-slow: $(VENV)/.dev $(NATIVE) ## tests that take minutes, with real weights
 	EDGEVLM_TEST_WEIGHTS=1 $(VENV)/bin/python -m pytest -m slow $(PYTEST_FLAGS)

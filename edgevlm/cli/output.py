@@ -56,14 +56,25 @@ def shown_path(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def counted(n: int, noun: str) -> str:
+    """Returns '1 tile', '2 tiles'."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def parity_table(entries: Sequence[ParityEntry]) -> str:
-    """Returns the verified numbers as a table."""
+    """Returns the numbers of the checks as a table; below it what is known of failed ones, and what was not run."""
     rows = [("stage", "against", "metric", "value", "bound", "status")]
+    remarks: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
+        if entry.status == "unverified":
+            remarks.setdefault((f"unverified against {entry.against}", entry.detail), []).append(entry.stage)
+            continue
         value, bound = ("" if x is None else f"{x:.6g}" for x in (entry.value, entry.bound))
         rows.append((entry.stage, entry.against, entry.metric, value, bound, entry.status))
-    stages: dict[str, list[str]] = {}
-    for entry in entries:
-        if entry.detail and entry.status != "pass":
-            stages.setdefault(f"{entry.status}: {entry.detail}", []).append(entry.stage)
-    return "\n".join([table(rows), *(f"{', '.join(names)} {detail}" for detail, names in stages.items())])
+        if entry.status == "fail" and entry.detail:
+            remarks.setdefault(("failed", entry.detail), []).append(entry.stage)
+    parts = [table(rows)] if len(rows) > 1 else []
+    for (what, detail), stages in remarks.items():
+        named = ", ".join(dict.fromkeys(stages))
+        parts.append(f"{what}: {named} ({detail})")
+    return "\n".join(parts)

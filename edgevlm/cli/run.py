@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevlm.cli.options import add_load_options, add_sampling_options, load_arguments, sampling_arguments
-from edgevlm.cli.output import answer, json_object, note, table
+from edgevlm.cli.output import answer, counted, json_object, note, table
 from edgevlm.cli.parser import Subparsers
 from edgevlm.errors import UsageError
 
@@ -81,12 +81,15 @@ def timings_table(response: Response) -> str:
     t = response.timings
     n_generated = len(response.token_ids)
     n_prefilled = response.n_prompt_tokens - response.n_reused_tokens
+    prefilled = f"{counted(n_prefilled, 'token')}, {response.prefill_tok_per_s:.0f} per second"
+    generated = f"{counted(n_generated, 'token')}, {response.decode_tok_per_s:.0f} per second"
+    encoded = [("encode pictures", f"{t.encode_s:.2f}", counted(response.n_tiles, "tile"))]
     rows = [
         ("stage", "seconds", "work"),
         ("load", f"{t.load_s:.2f}", ""),
-        ("encode pictures", f"{t.encode_s:.2f}", f"{response.n_tiles} tiles"),
-        ("prefill", f"{t.prefill_s:.2f}", f"{n_prefilled} tokens, {response.prefill_tok_per_s:.0f} per second"),
-        ("decode", f"{t.decode_s:.2f}", f"{n_generated} tokens, {response.decode_tok_per_s:.0f} per second"),
+        *(encoded if response.n_tiles else []),
+        ("prefill", f"{t.prefill_s:.2f}", prefilled),
+        ("decode", f"{t.decode_s:.2f}", generated),
         ("first token after", f"{t.first_token_s:.2f}", ""),
         ("answer", f"{t.total_s:.2f}", f"peak memory {response.peak_memory_bytes / 1e6:.0f} MB"),
     ]

@@ -47,6 +47,7 @@ def test_timings_go_to_stderr(package: str, capsys: pytest.CaptureFixture[str]) 
     assert main(["run", package, "Hello", "--max-new-tokens", "3", "--timings"]) == 0
     out, err = capsys.readouterr()
     assert "prefill" in err and "tokens, " in err
+    assert "encode pictures" not in err, "there was none"
     assert "prefill" not in out
 
 
