@@ -152,16 +152,16 @@ test-slow: $(VENV)/.dev $(NATIVE) ## tests that take minutes, with real weights
 	EDGEVLM_TEST_WEIGHTS=1 $(VENV)/bin/python -m pytest -m slow $(PYTEST_FLAGS)
 
 test-emulated: $(VENV)/.dev $(NATIVE) ## the arm64 kernels and engine under qemu; needs the tools of `make deps`
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m emulated $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'emulated and not slow' $(PYTEST_FLAGS)
 
 test-android: $(VENV)/.dev $(NATIVE) ## the Android library and the app's logic on the desktop JVM, the APK's parts
-	$(VENV)/bin/python -m pytest -n $(WORKERS) -m android --dist loadfile tests/android_demo $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'android and not slow' --dist loadfile tests/android_demo $(PYTEST_FLAGS)
 
 test-reference: $(VENV_REFERENCE)/.reference ## the comparisons live against transformers and torch, and with real weights
 	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m pytest -m 'reference or weights' $(PYTEST_FLAGS)
 
 DEBIAN_TOOLS := clang-19 lld-19 llvm-19 qemu-user gcc-aarch64-linux-gnu g++-aarch64-linux-gnu \
-  openjdk-17-jdk-headless aapt apksigner zipalign android-framework-res dexdump android-libnativehelper-dev
+  openjdk-17-jdk-headless aapt apksigner zipalign android-framework-res dexdump android-libnativehelper-dev adb
 deps: ## install the optional Debian tools (tests that need them skip without)
 	command -v apt-get >/dev/null || { echo "make deps knows Debian's apt-get only; install by hand: $(DEBIAN_TOOLS)" >&2; exit 1; }
 	root=''; [ "$$(id -u)" = 0 ] || root=sudo

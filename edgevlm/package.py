@@ -68,6 +68,21 @@ class Package:
         """Returns the manifest's entry of what was compiled for `arch`, or None."""
         return next((entry for entry in self.manifest.compiled if entry.arch == arch), None)
 
+    def device_files(self, arch: str) -> tuple[str, ...]:
+        """Returns the files that a device reads: manifest, tokenizer, template, compiled form, the words about it.
+
+        Raises PackageError when the package is not compiled for `arch` or a device cannot read its texts.
+        """
+        compiled, device = self.compiled(arch), self.manifest.device
+        if compiled is None or device is None or device.tokenizer is None or device.chat is None:
+            missing = "" if device is None or not device.missing else f" ({'; '.join(device.missing)})"
+            raise PackageError(
+                f"{self.path}: it is not ready for phones{missing}; run `edgevlm compile {self.path} --target {arch}`"
+            )
+        folders = (f"{PurePosixPath(device.tokenizer).parent}/", f"{PurePosixPath(compiled.plan).parent}/")
+        names = [entry.path for entry in self.manifest.files if entry.path.startswith(folders)]
+        return (MANIFEST_NAME, *names, *(name for name in ("README.md", "NOTICE") if self.has_file(name)))
+
     @property
     def has_vision(self) -> bool:
         """Whether pictures can be given."""

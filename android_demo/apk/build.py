@@ -8,9 +8,8 @@ from pathlib import Path
 
 from android_demo.apk.archive import write_archive
 from android_demo.apk.tools import FRAMEWORK, d8_jar, java_home, require, run
-from edgevlm.errors import PackageError, UsageError
-from edgevlm.package import Package, open_package
-from edgevlm.spec import MANIFEST_NAME
+from edgevlm.errors import UsageError
+from edgevlm.package import open_package
 
 ROOT = Path(__file__).resolve().parent.parent
 MIN_SDK, TARGET_SDK = 24, 34
@@ -89,15 +88,8 @@ def _dex(classes: Path, stub_jar: Path, home: Path, scratch: Path) -> bytes:
 
 def _bundled(path: Path) -> dict[str, bytes]:
     """The files of a package that a phone reads, as assets. Raises PackageError when it is not compiled for phones."""
-    package: Package = open_package(path)
-    compiled = package.compiled(PACKAGE_ARCH)
-    device = package.manifest.device
-    if compiled is None or device is None or device.tokenizer is None or device.chat is None:
-        raise PackageError(f"{path}: it is not ready for phones; run `edgevlm compile {path} --target {PACKAGE_ARCH}`")
-    plan = compiled.plan.rsplit("/", 1)[0] + "/"
-    names = [entry.path for entry in package.manifest.files if entry.path.startswith(("device/", plan))]
-    names += [name for name in ("README.md", "NOTICE") if package.has_file(name)]
-    return {f"assets/package/{name}": package.file(name).read_bytes() for name in [MANIFEST_NAME, *names]}
+    package = open_package(path)
+    return {f"assets/package/{name}": package.file(name).read_bytes() for name in package.device_files(PACKAGE_ARCH)}
 
 
 def check_version(version: str) -> str:

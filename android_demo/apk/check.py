@@ -83,7 +83,7 @@ def _alignment(path: Path) -> tuple[bool, str]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED:
-                if info.filename.endswith(".so") or info.filename in ("resources.arsc",):
+                if info.filename.endswith(".so") or info.filename.startswith(("resources.arsc", "assets/package/")):
                     wrong.append(f"{info.filename} is compressed")
                 continue
             n_stored += 1

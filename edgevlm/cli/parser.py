@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias, cast
 from edgevlm import __version__
 from edgevlm.errors import UsageError
 
-COMMANDS = ("export", "compile", "run", "chat", "tiles", "inspect", "verify", "eval", "bench", "tune")
+COMMANDS = ("export", "compile", "run", "chat", "tiles", "inspect", "verify", "eval", "bench", "tune", "android")
 """Subcommands in the order of the help; each is the module `edgevlm.cli.<name>`."""
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from android_demo.apk.build import ROOT, java_sources, javac
 from android_demo.apk.tools import java_home
 from edgevlm.backends.native_library import host_arch, library_path
 from edgevlm.errors import BackendError
@@ -17,20 +15,18 @@ from export import probes
 from export.device.files import add_device_files
 from export.pipeline import ExportOptions, export_package
 from tests import tiny
+from tests.android_demo.host_library import compile_classes, compile_jni, run_java
 from tvm_schedules.compile import compile_package
 
-LIBRARY = ROOT / "library" / "src"
-ENGINE = ROOT.parent / "edgevlm" / "engine"
-C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
 WIDE = {"hidden_size": 128}
 TEXT = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1}
 LANGUAGE = {**TEXT, "head_dim": 64}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here is marked `android`."""
+    """Everything here is marked `android`, but what needs qemu and no Java."""
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("emulated") is None:
             item.add_marker("android")
 
 
@@ -46,9 +42,7 @@ def home() -> Path:
 @pytest.fixture(scope="session")
 def classes(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library and its Java tests, compiled for Java 8 with every warning an error."""
-    target = tmp_path_factory.mktemp("classes")
-    javac(java_sources(LIBRARY / "main" / "java", LIBRARY / "test" / "java"), target)
-    return target
+    return compile_classes(tmp_path_factory.mktemp("classes"))
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +51,7 @@ def jni(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     engine = library_path()
     if host_arch() != "x86_64" or not engine.exists():
         pytest.skip(f"{engine} is not built for this machine; run `make native`")
-    target = tmp_path_factory.mktemp("jni") / "libedgevlm_jni.so"
-    includes = [f"-I{ENGINE}", f"-I{home}/include", f"-I{home}/include/linux"]
-    sources = [str(path) for path in sorted((LIBRARY / "main" / "c").glob("*.c"))]
-    command = ["cc", *C_FLAGS, *includes, *sources, str(engine.resolve()), f"-Wl,-rpath,{engine.resolve().parent}"]
-    done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return target
+    return compile_jni(home, engine, tmp_path_factory.mktemp("jni") / "libedgevlm_jni.so")
 
 
 def compiled(maker: Any, directory: Path, **over: Any) -> Path:
@@ -96,13 +84,4 @@ def packages(picture_package: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def java() -> Any:
     """Runs a class: java(classes, name, *arguments, library=None) → stdout."""
-
-    def run(classpath: Path | str, name: str, *arguments: object, library: Path | None = None) -> str:
-        options = ["-Xcheck:jni", f"-Dorg.edgevlm.library={library}"] if library is not None else []
-        command = ["java", "-Xmx512m", *options, "-cp", str(classpath), name, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
-        assert "FATAL ERROR in native method" not in done.stdout and "WARNING in native method" not in done.stdout
-        return done.stdout
-
-    return run
+    return run_java

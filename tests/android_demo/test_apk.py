@@ -148,6 +148,9 @@ def test_checker_fails_where_something_is_wrong(unsigned: Path, libraries: dict[
     foreign = libraries["libedgevlm.so"].read_bytes().replace(b"malloc\0", b"mallok\0")
     changed = _rewritten(unsigned, tmp_path / "changed.apk", {}, {name: foreign, "assets/NOTICE": b"none"})
     failed = {row[0] for row in check_apk(changed) if not row[1]}
+    weights = {"assets/package/lib/arm64/weights.bin": b"w" * 100}
+    assert ("alignment", False) not in {row[:2] for row in check_apk(_rewritten(unsigned, tmp_path / "s", weights, {}))}
+    assert ("alignment", False) in {row[:2] for row in check_apk(_rewritten(unsigned, tmp_path / "d", {}, weights))}
     assert {"signature", "alignment", "NOTICE", "libedgevlm.so: undefined"} <= failed
     damaged = _rewritten(
         unsigned, tmp_path / "damaged.apk", {}, {name: b"\x7fELF", "classes.dex": b"dex\n037\0" + b"x" * 200}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,86 +10,73 @@ import numpy as np
 import pytest
 
 import edgevlm
+from export import probes
+from export.pipeline import ExportOptions, export_package
+from tests.android_demo.host_library import run_conversations
+from tests.android_demo.phone_conversation import Question, ask_python, demo_questions, java_conversation
 from tests.tokenizer_strings import make_strings
+from tests.weights import demo_checkpoint
+from tvm_schedules.compile import compile_package
 
 NEW_TOKENS = 12
-TURNS = [
-    {"text": "What is in this picture?", "picture": 0},
-    {"text": "Is it red? <|im_end|> <image> 🙂"},
-    {"text": "And in this one?", "picture": 1},
-    {"text": "Say it again.", "trim": "KEY_VALUES"},
-    {"text": "Both of them?", "trim": "VISION"},
+RNG = np.random.default_rng(1)
+PICTURES = [RNG.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((90, 130), (40, 40))]
+QUESTIONS = [
+    Question("What is in this picture?", PICTURES[0]),
+    Question("Is it red? <|im_end|> <image> 🙂"),
+    Question("And in this one?", PICTURES[1]),
+    Question("Say it again.", trim="KEY_VALUES"),
+    Question("Both of them?", trim="VISION"),
 ]
 
 
-def pictures(directory: Path) -> list[tuple[Path, Any]]:
-    """Two pictures as files of raw RGB, and as arrays."""
-    rng = np.random.default_rng(1)
-    found = []
-    for index, (height, width) in enumerate(((90, 130), (40, 40))):
-        array = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        path = directory / f"picture{index}.rgb"
-        path.write_bytes(array.tobytes())
-        found.append((path, array))
-    return found
+def check_answers(
+    package: Path, questions: Sequence[Question], classes: Path, jni: Path, scratch: Path
+) -> list[dict[str, Any]]:
+    """Compares ids, texts, prompts and reuse with the Python runtime's; returns what Java found for each turn."""
+    given = java_conversation(questions, NEW_TOKENS, scratch)
+    (results,) = run_conversations(classes, jni, package, [given], scratch)
+    for turn, result in zip(ask_python(package, questions, NEW_TOKENS), results, strict=True):
+        response = turn.response
+        assert result["ids"] == list(response.token_ids)
+        assert result["text"] == result["heard"] == response.text
+        assert result["prompt_tokens"] == response.n_prompt_tokens
+        assert result["image_tokens"] == response.n_image_tokens > 0
+        assert result["reused"] == response.n_reused_tokens
+        assert result["weights_mapped"] and not result["vision_mapped"]
+    return results
 
 
-def java_turns(
-    java: Any, classes: Path, jni: Path, package: Path, conversations: list[dict[str, Any]], scratch: Path
-) -> list[list[dict[str, Any]]]:
-    """Returns what ConversationRunner found for each turn of each conversation."""
-    given, found = scratch / "conversations.json", scratch / "results.json"
-    given.write_text(json.dumps(conversations), encoding="utf-8")
-    java(classes, "org.edgevlm.ConversationRunner", package, given, found, library=jni)
-    return list(json.loads(found.read_text(encoding="utf-8")))
-
-
-def test_answers_are_pythons(picture_package: Path, java: Any, classes: Path, jni: Path, tmp_path: Path) -> None:
-    """Two pictures, five turns, the cache put down in between: same ids, texts, prompts and reuse."""
-    files = pictures(tmp_path)
-    turns = []
-    for turn in TURNS:
-        found = {key: value for key, value in turn.items() if key != "picture"}
-        if "picture" in turn:
-            path, array = files[int(str(turn["picture"]))]
-            found["picture"] = [str(path), array.shape[1], array.shape[0]]
-        turns.append(found)
-    given = {"max_new_tokens": NEW_TOKENS, "turns": turns}
-    (results,) = java_turns(java, classes, jni, picture_package, [given], tmp_path)
-    with edgevlm.load(picture_package, backend="native", threads=2) as model:
-        chat = model.chat()
-        for turn, result in zip(TURNS, results, strict=True):
-            if "picture" in turn:
-                chat.attach(files[int(str(turn["picture"]))][1])
-            *_, last = chat.send(str(turn["text"]), max_new_tokens=NEW_TOKENS)
-            response = last.response
-            assert response is not None
-            assert result["ids"] == list(response.token_ids)
-            assert result["text"] == result["heard"] == response.text
-            assert result["prompt_tokens"] == response.n_prompt_tokens
-            assert result["image_tokens"] == response.n_image_tokens > 0
-            assert result["reused"] == response.n_reused_tokens
+def test_answers_are_pythons(picture_package: Path, classes: Path, jni: Path, tmp_path: Path) -> None:
+    """Two pictures, five turns, the cache put down in between."""
+    results = check_answers(picture_package, QUESTIONS, classes, jni, tmp_path)
     assert len({str(result["ids"]) for result in results}) > 1
 
 
-def test_another_picture_gives_another_answer(
-    picture_package: Path, java: Any, classes: Path, jni: Path, tmp_path: Path
-) -> None:
+@pytest.mark.weights
+def test_the_demo_answers_as_in_python(classes: Path, jni: Path, tmp_path: Path) -> None:
+    """A whole conversation with the demo's model."""
+    package = export_package(str(demo_checkpoint()), tmp_path / "package", ExportOptions(verify=False))
+    compile_package(package, "x86_64", probes.text())
+    results = check_answers(package, demo_questions(), classes, jni, tmp_path)
+    assert all(result["text"] for result in results)
+
+
+def test_another_picture_gives_another_answer(picture_package: Path, classes: Path, jni: Path, tmp_path: Path) -> None:
     """The control of the comparison above: the features are read."""
     conversations = []
-    for path, array in pictures(tmp_path):
-        picture = [str(path), array.shape[1], array.shape[0]]
-        turn = {"text": "What?", "picture": picture}
-        conversations.append({"max_new_tokens": NEW_TOKENS, "turns": [turn]})
-    first, second = java_turns(java, classes, jni, picture_package, conversations, tmp_path)
+    for index, picture in enumerate(PICTURES):
+        (tmp_path / str(index)).mkdir()
+        conversations.append(java_conversation([Question("What?", picture)], NEW_TOKENS, tmp_path / str(index)))
+    first, second = run_conversations(classes, jni, picture_package, conversations, tmp_path)
     assert first[0]["ids"] != second[0]["ids"]
 
 
-def test_random_prompts_never_fail(picture_package: Path, java: Any, classes: Path, jni: Path, tmp_path: Path) -> None:
+def test_random_prompts_never_fail(picture_package: Path, classes: Path, jni: Path, tmp_path: Path) -> None:
     """2,000 prompts of any characters: each gets an answer in whole characters, or a refusal with a reason."""
     texts = make_strings(("<|im_end|>", "<|im_start|>", "<image>"), 2_000, seed=21)
     conversations = [{"max_new_tokens": 2, "turns": [{"text": text}]} for text in texts]
-    results = [turns[0] for turns in java_turns(java, classes, jni, picture_package, conversations, tmp_path)]
+    results = [turns[0] for turns in run_conversations(classes, jni, picture_package, conversations, tmp_path)]
     assert len(results) == 2_000
     answered = [result for result in results if "ids" in result]
     assert len(answered) > 1_900
@@ -111,11 +98,11 @@ def test_a_failed_check_is_told(java: Any, classes: Path, tmp_path: Path) -> Non
         java(classes, "org.edgevlm.ImporterChecks", tmp_path / "none", tmp_path)
 
 
-def test_sampling_is_pythons(picture_package: Path, java: Any, classes: Path, jni: Path, tmp_path: Path) -> None:
+def test_sampling_is_pythons(picture_package: Path, classes: Path, jni: Path, tmp_path: Path) -> None:
     """A seeded answer: the sampler is the engine's, equal to the Python runtime's."""
     options = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": 7}
     given = {"max_new_tokens": NEW_TOKENS, "sampling": options, "turns": [{"text": "Tell me a story."}]}
-    ((result,),) = java_turns(java, classes, jni, picture_package, [given], tmp_path)
+    ((result,),) = run_conversations(classes, jni, picture_package, [given], tmp_path)
     with edgevlm.load(picture_package, backend="native", threads=2) as model:
         response = model.generate("Tell me a story.", max_new_tokens=NEW_TOKENS, **options)
         greedy = model.generate("Tell me a story.", max_new_tokens=NEW_TOKENS)

@@ -69,17 +69,35 @@ def kernel_caller() -> Path:
         source = Path(scratch) / "table.c"
         source.write_text(table)
         files = [str(path.resolve()) for kernels in objects.values() for path in kernels.values()]
-        compile_program([HERE / "kernel_caller.c", source], target, files)
+        compile_program([HERE / "kernel_caller.c", source], target, [*files, "-static"])
     return target
 
 
-def compile_program(sources: list[Path], target: Path, more: list[str]) -> None:
-    """Compiles C for arm64 Linux; test workers that do so at the same time each write a file of their own first."""
-    flags = ["--target=aarch64-linux-gnu", "-fuse-ld=lld", "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror"]
-    command = ["clang-19", *flags, "-D_GNU_SOURCE", f"-I{ROOT / 'edgevlm/engine'}", "-static"]
+def compile_program(sources: list[Path], target: Path, more: list[str], include: Path | None = None) -> None:
+    """Compiles C for arm64 Linux against the engine's headers, or those in `include`."""
+    headers = include or ROOT / "edgevlm/engine"
+    flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", f"-I{headers}"]
+    link([*flags, *map(str, sources), *more, "-pthread"], target)
+
+
+def link(arguments: list[str], target: Path) -> None:
+    """Runs clang for arm64 Linux; test workers that do so at the same time each write a file of their own first."""
     scratch = target.with_name(f".{os.getpid()}-{target.name}")
-    subprocess.run([*command, *map(str, sources), *more, "-pthread", "-o", str(scratch)], check=True)
+    command = ["clang-19", "--target=aarch64-linux-gnu", "-fuse-ld=lld", *arguments, "-o", str(scratch)]
+    subprocess.run(command, check=True)
     scratch.replace(target)
+
+
+@functools.cache
+def stand_ins() -> Path:
+    """A directory with libc.so, libm.so and liblog.so that hand Android's libraries to glibc."""
+    directory = ROOT / "build/arm64/bionic"
+    directory.mkdir(parents=True, exist_ok=True)
+    source = directory / "errno.c"
+    source.write_text("#include <errno.h>\nint *__errno(void) { return &errno; }\n")
+    for name in ("libc", "libm", "liblog"):
+        link(["-shared", "-fPIC", str(source), "-lm", f"-Wl,-soname,{name}.so"], directory / f"{name}.so")
+    return directory
 
 
 class Kernels:

@@ -39,28 +39,9 @@ SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4,
 def engine_main(library: Path) -> Path:
     """engine_main.c linked with `library`."""
     target = library.with_name(f"engine_main-{library.stem}")
-    flags = ["--target=aarch64-linux-gnu", "-fuse-ld=lld", "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror"]
-    source = str(emulator.HERE / "engine_main.c")
-    include = f"-I{emulator.ROOT / 'edgevlm/engine'}"
-    subprocess.run(
-        ["clang-19", *flags, include, source, str(library), "-Wl,-rpath,$ORIGIN", "-Wl,--allow-shlib-undefined",
-         "-o", str(target)],
-        check=True,
-    )  # fmt: skip
+    more = [str(library), "-Wl,-rpath,$ORIGIN", "-Wl,--allow-shlib-undefined"]
+    emulator.compile_program([emulator.HERE / "engine_main.c"], target, more)
     return target
-
-
-@functools.cache
-def stand_ins() -> Path:
-    """A directory with libc.so, libm.so and liblog.so that hand Android's library to glibc."""
-    directory = emulator.ROOT / "build/arm64/bionic"
-    directory.mkdir(parents=True, exist_ok=True)
-    source = directory / "errno.c"
-    source.write_text("#include <errno.h>\nint *__errno(void) { return &errno; }\n")
-    for name in ("libc", "libm", "liblog"):
-        command = ["clang-19", "--target=aarch64-linux-gnu", "-fuse-ld=lld", "-shared", "-fPIC", str(source), "-lm"]
-        subprocess.run([*command, f"-Wl,-soname,{name}.so", "-o", str(directory / f"{name}.so")], check=True)
-    return directory
 
 
 def run_engine(
@@ -70,7 +51,7 @@ def run_engine(
     """Runs engine_main on an emulated CPU."""
     command = [emulator.qemu(), "-cpu", cpu, "-L", emulator.SYSROOT]
     if android:
-        command += ["-E", f"LD_LIBRARY_PATH={stand_ins()}"]
+        command += ["-E", f"LD_LIBRARY_PATH={emulator.stand_ins()}"]
     command.append(str(engine_main(emulator.android_library() if android else emulator.library())))
     arguments = [str(directory), variant, str(threads), str(n_new), logits, *segments]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)

@@ -7,6 +7,7 @@ public abstract class Context {
     public native Object getSystemService(String name);
     public native java.io.File getFilesDir();
     public native java.io.File getCacheDir();
+    public native java.io.File getExternalFilesDir(String type);
     public native Context getApplicationContext();
     public native android.content.res.AssetManager getAssets();
     public native android.content.res.Resources getResources();

@@ -12,12 +12,14 @@ public class Intent {
     public Intent(String action) { }
     public Intent(Context context, Class<?> activity) { }
     public native String getAction();
+    public native boolean getBooleanExtra(String name, boolean otherwise);
     public native android.net.Uri getData();
     public native <T extends android.os.Parcelable> T getParcelableExtra(String name);
     public native Intent addCategory(String category);
     public native Intent addFlags(int flags);
     public native Intent setType(String type);
     public native Intent putExtra(String name, String value);
+    public native Intent putExtra(String name, boolean value);
     public native Intent putExtra(String name, android.os.Parcelable value);
     public native void setClipData(ClipData clip);
     public static native Intent createChooser(Intent intent, CharSequence title);

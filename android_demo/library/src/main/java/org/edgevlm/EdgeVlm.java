@@ -322,15 +322,43 @@ public final class EdgeVlm {
             throws EdgeVlmException {
         double load = loadMs;
         loadMs = 0;
-        TokenLoop.Features features = picture -> {
-            ByteBuffer rows = encoder.features(picture, cancelled);
-            if (options.memory.isShort()) {
-                trim(TrimLevel.PICTURES);
+        TokenLoop.Stages stages = new TokenLoop.Stages() {
+            @Override
+            public ByteBuffer features(Picture picture) throws EdgeVlmException {
+                ByteBuffer rows = encoder.features(picture, cancelled);
+                giveBackWhatIsShort();
+                return rows;
             }
-            return rows;
+
+            @Override
+            public double takeEncodedMs() {
+                return encoder == null ? 0 : encoder.takeEncodedMs();
+            }
+
+            @Override
+            public void prefilled() {
+                giveBackWhatIsShort();
+            }
         };
-        return loop.run(prompt, features, generation, cancelled, sink, load,
-            () -> encoder == null ? 0 : encoder.takeEncodedMs());
+        Answer answer = loop.run(prompt, stages, generation, cancelled, sink, load);
+        if (giveBackWhatIsShort()) {
+            cache.putDown();
+        }
+        return answer;
+    }
+
+    /**
+     * Looks at the memory between two stages and gives back pictures' features, then the vision weights, as long as it is
+     * short. Returns whether it still is; then only the key-value cache is left, which a running answer needs.
+     */
+    private boolean giveBackWhatIsShort() {
+        for (TrimLevel level : new TrimLevel[] {TrimLevel.PICTURES, TrimLevel.VISION}) {
+            if (!options.memory.isShort()) {
+                return false;
+            }
+            trim(level);
+        }
+        return options.memory.isShort();
     }
 
     /** For the tests: a list of everything that is held outside the Java heap. */

@@ -38,6 +38,11 @@ public final class PackageImporter {
 
     /** Returns the packages that are here, whole ones only. */
     public List<File> packages() {
+        return packages(directory);
+    }
+
+    /** Returns the packages in a directory, whole ones only, by name. */
+    public static List<File> packages(File directory) {
         List<File> found = new ArrayList<>();
         File[] entries = directory.listFiles();
         if (entries != null) {
@@ -268,7 +273,7 @@ public final class PackageImporter {
     }
 
     /** Removes a file or a directory with everything in it; links are removed, not followed. */
-    static boolean delete(File file) {
+    public static boolean delete(File file) {
         File[] entries = file.isDirectory() && !isLink(file) ? file.listFiles() : null;
         if (entries != null) {
             for (File entry : entries) {

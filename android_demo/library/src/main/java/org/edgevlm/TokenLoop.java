@@ -49,9 +49,16 @@ final class TokenLoop {
         }
     }
 
-    /** Gives the features of a picture, waiting for them. */
-    interface Features {
-        ByteBuffer of(Picture picture) throws EdgeVlmException;
+    /** What stands around the loop. */
+    interface Stages {
+        /** Returns the features of a picture, waiting for them. */
+        ByteBuffer features(Picture picture) throws EdgeVlmException;
+
+        /** Returns how many milliseconds pictures were encoded since it was last asked. */
+        double takeEncodedMs();
+
+        /** The prompt has been computed; the next stage has not begun. */
+        void prefilled();
     }
 
     /** Hears pieces of text. */
@@ -59,8 +66,8 @@ final class TokenLoop {
         void text(String piece);
     }
 
-    Answer run(Prompt prompt, Features features, GenerationOptions options, Cancellation cancelled, Sink sink,
-            double loadMs, EncodedTime encoded) throws EdgeVlmException {
+    Answer run(Prompt prompt, Stages stages, GenerationOptions options, Cancellation cancelled, Sink sink,
+            double loadMs) throws EdgeVlmException {
         long start = System.nanoTime();
         int nPrompt = prompt.ids.length;
         NativeEngine.Context context = cache.prepare(prompt.keys);
@@ -78,11 +85,12 @@ final class TokenLoop {
         long decodeStart = 0;
         Answer.Finish finish;
         try {
-            List<NativeEngine.Run> runs = runs(prompt, reused, features);
+            List<NativeEngine.Run> runs = runs(prompt, reused, stages);
             cancelled.check();
             long prefillStart = System.nanoTime();
             prefill(context, Arrays.copyOfRange(prompt.ids, reused, nPrompt), runs, reused, cancelled);
             prefillMs = milliseconds(prefillStart);
+            stages.prefilled();
             sampler.begin(options);
             decodeStart = System.nanoTime();
             while (true) {
@@ -115,13 +123,8 @@ final class TokenLoop {
         show(decoder.finish(), shown, sink);
         return new Answer(shown.toString(), generated.toArray(), finish,
             new int[] {nPrompt, prompt.imageTokens, reused},
-            new double[] {loadMs, encoded.take(), prefillMs, decodeMs, firstMs, milliseconds(start)},
+            new double[] {loadMs, stages.takeEncodedMs(), prefillMs, decodeMs, firstMs, milliseconds(start)},
             memory.peakBytes());
-    }
-
-    /** Tells how long pictures were encoded since it was last asked. */
-    interface EncodedTime {
-        double take();
     }
 
     private static void show(String piece, StringBuilder shown, Sink sink) {
@@ -167,7 +170,7 @@ final class TokenLoop {
     }
 
     /** Cuts the tokens from `first` on into runs of ids and of rows of one picture. */
-    private static List<NativeEngine.Run> runs(Prompt prompt, int first, Features features) throws EdgeVlmException {
+    private static List<NativeEngine.Run> runs(Prompt prompt, int first, Stages stages) throws EdgeVlmException {
         List<NativeEngine.Run> runs = new ArrayList<>();
         int at = first;
         while (at < prompt.ids.length) {
@@ -176,7 +179,7 @@ final class TokenLoop {
             while (end < prompt.ids.length && prompt.rowPicture[end] == picture) {
                 end++;
             }
-            ByteBuffer rows = picture < 0 ? null : features.of(prompt.pictures.get(picture));
+            ByteBuffer rows = picture < 0 ? null : stages.features(prompt.pictures.get(picture));
             runs.add(new NativeEngine.Run(end - at, rows, picture < 0 ? 0 : prompt.rowIndex[at]));
             at = end;
         }

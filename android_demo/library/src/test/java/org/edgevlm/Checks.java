@@ -5,9 +5,12 @@ import java.lang.reflect.Method;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.concurrent.Callable;
+import java.util.function.BooleanSupplier;
 
 /** The smallest test runner: runs each method `check...` of a class and prints PASS or FAIL; ends with 1 on failure. */
 public final class Checks {
+    private static final long LIMIT_MS = 20_000;
+
     private Checks() {
     }
 
@@ -40,6 +43,15 @@ public final class Checks {
     public static void that(boolean holds, String what) {
         if (!holds) {
             throw new AssertionError(what);
+        }
+    }
+
+    /** Waits until something holds that another thread brings about. */
+    public static void until(BooleanSupplier holds, String what) throws InterruptedException {
+        long end = System.nanoTime() + LIMIT_MS * 1_000_000;
+        while (!holds.getAsBoolean()) {
+            that(System.nanoTime() < end, "waited too long until " + what);
+            Thread.sleep(2);
         }
     }
 

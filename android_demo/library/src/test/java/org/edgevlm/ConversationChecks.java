@@ -24,9 +24,14 @@ final class ConversationChecks {
     }
 
     private EdgeVlm open(FakeEngine engine) throws EdgeVlmException {
+        return open(engine, new MemoryProbe());
+    }
+
+    private EdgeVlm open(FakeEngine engine, MemoryProbe memory) throws EdgeVlmException {
         Options options = new Options();
         options.arch = "x86_64";
         options.cacheDirectory = scratch;
+        options.memory = memory;
         return EdgeVlm.open(directory, options, engine);
     }
 
@@ -146,10 +151,7 @@ final class ConversationChecks {
         Conversation conversation = model.newConversation(null);
         TilePlan plan = conversation.addImage(new byte[300 * 100 * 3], 300, 100).get();
         Checks.equal(plan.nTiles(), 4);
-        long end = System.nanoTime() + LONG_MS * 1_000_000;
-        while (engine.encoded.get() < 4 && System.nanoTime() < end) {
-            Thread.sleep(2);
-        }
+        Checks.until(() -> engine.encoded.get() >= 4, "the tiles are encoded");
         Checks.equal(engine.encoded.get(), 4);
         Answer answer = ask(conversation, model, 3, new ConversationRunner.Collector()).get();
         Checks.equal(answer.imageTokens, 4 * engine.tokensPerTile);
@@ -250,10 +252,7 @@ final class ConversationChecks {
         Checks.equal(model.held().toString(), "[key-values]");
         model.trim(TrimLevel.KEY_VALUES);
         int before = engine.prefilled.get();
-        long end = System.nanoTime() + LONG_MS * 1_000_000;
-        while (model.holdsKeyValues() && System.nanoTime() < end) {
-            Thread.sleep(2);
-        }
+        Checks.until(() -> !model.holdsKeyValues(), "the cache is put down");
         Checks.equal(model.held().toString(), "[]");
         Checks.that(model.keyValuesOnDisk(), "the cache is not in its file");
         Answer answer = ask(conversation, model, 3, new ConversationRunner.Collector()).get();
@@ -264,16 +263,57 @@ final class ConversationChecks {
         close(model, engine);
     }
 
+    /** A device whose memory is short at some of the looks at it; `looks` counts them. */
+    private static final class ScriptedMemory extends MemoryProbe {
+        final boolean[] isShort;
+        int looks;
+
+        ScriptedMemory(boolean... isShort) {
+            this.isShort = isShort;
+        }
+
+        @Override
+        public long availableBytes() {
+            boolean now = looks > 0 && looks <= isShort.length && isShort[looks - 1];
+            looks++;
+            return now ? 1 : Long.MAX_VALUE;
+        }
+    }
+
+    /** Pictures go first, then the vision weights, then the cache; each only when memory is short at that look. */
+    void checkMemoryIsLookedAtBetweenStages() throws Exception {
+        boolean[][] looks = {
+            // after the picture, after the prompt, after the answer; the first look of all is the budget's
+            {false, false, false},
+            {true, false, false, false},
+            {false, true, true, false, false},
+            {false, false, true, true, true},
+        };
+        String[] held = {"[key-values, pictures]", "[key-values]", "[key-values]", "[]"};
+        for (int i = 0; i < looks.length; i++) {
+            FakeEngine engine = engine();
+            ScriptedMemory memory = new ScriptedMemory(looks[i]);
+            EdgeVlm model = open(engine, memory);
+            Conversation conversation = model.newConversation(null);
+            conversation.addImage(new byte[100 * 100 * 3], 100, 100);
+            Answer answer = ask(conversation, model, 3, new ConversationRunner.Collector()).get();
+            Checks.equal(memory.looks, looks[i].length + 1);
+            Checks.equal(model.held().toString(), held[i]);
+            Checks.equal(model.keyValuesOnDisk(), i == 3);
+            Answer next = ask(conversation, model, 3, new ConversationRunner.Collector()).get();
+            Checks.that(next.reusedTokens >= answer.promptTokens, "only " + next.reusedTokens + " tokens were used again");
+            Checks.equal(engine.restored.get(), i == 3 ? 1 : 0);
+            close(model, engine);
+        }
+    }
+
     void checkDamagedCacheFileIsComputedAgain() throws Exception {
         FakeEngine engine = engine();
         EdgeVlm model = open(engine);
         Conversation conversation = model.newConversation(null);
         ask(conversation, model, 3, new ConversationRunner.Collector()).get();
         model.trim(TrimLevel.KEY_VALUES);
-        long end = System.nanoTime() + LONG_MS * 1_000_000;
-        while (model.holdsKeyValues() && System.nanoTime() < end) {
-            Thread.sleep(2);
-        }
+        Checks.until(() -> !model.holdsKeyValues(), "the cache is put down");
         try (RandomAccessFile file = new RandomAccessFile(new File(scratch, "edgevlm-key-values.bin"), "rw")) {
             file.setLength(4);
         }

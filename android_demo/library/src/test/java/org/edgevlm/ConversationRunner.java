@@ -53,6 +53,11 @@ final class ConversationRunner {
         Files.write(new File(args[2]).toPath(), Utf8.encode(Json.write(results)));
     }
 
+    /** Whether a file of this name is mapped into this process, as Linux tells it. */
+    private static boolean isMapped(String name) throws java.io.IOException {
+        return Utf8.decodeStrictly(Files.readAllBytes(new File("/proc/self/maps").toPath())).contains("/" + name);
+    }
+
     private static List<Object> run(EdgeVlm model, Fields given) throws Exception {
         Conversation conversation = model.newConversation(given.has("system") ? given.text("system") : null);
         GenerationOptions options = model.generationOptions().withMaxNewTokens(given.integer("max_new_tokens"));
@@ -87,7 +92,9 @@ final class ConversationRunner {
                 result.put("prompt_tokens", answer.promptTokens);
                 result.put("image_tokens", answer.imageTokens);
                 result.put("reused", answer.reusedTokens);
-                result.put("stages", answer.toJson());
+                result.put("stages", Json.parse(Utf8.encode(answer.toJson())));
+                result.put("vision_mapped", isMapped("vision.bin"));
+                result.put("weights_mapped", isMapped("weights.bin"));
             } catch (ExecutionException failed) {
                 result.put("refused", collector.error.kind().name());
                 result.put("message", collector.error.getMessage());

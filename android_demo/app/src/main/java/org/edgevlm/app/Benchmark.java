@@ -1,5 +1,8 @@
 package org.edgevlm.app;
 
+import java.io.File;
+import java.io.FileOutputStream;
+import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
@@ -86,6 +89,22 @@ final class Benchmark {
         return error;
     }
 
+    /** Writes JSON to a file that a computer reads: beside it first, then a rename. */
+    static void write(File file, String json) throws IOException {
+        File partial = new File(file.getPath() + ".partial");
+        try (FileOutputStream out = new FileOutputStream(partial)) {
+            out.write(json.getBytes("UTF-8"));
+        }
+        if (!partial.renameTo(file)) {
+            throw new IOException(file + ": cannot be put in place");
+        }
+    }
+
+    /** Returns the JSON of a benchmark that could not begin. */
+    static String refusal(String reason) {
+        return "{\"format\": 1, \"error\": " + quoted(reason) + ", \"runs\": []}";
+    }
+
     /** `device` and `build` are words about the machine, without quotes or backslashes. */
     String toJson(EdgeVlm model, String device, String build) {
         StringBuilder out = new StringBuilder("{\"format\": 1, \"package\": ");
@@ -97,7 +116,11 @@ final class Benchmark {
             out.append(comma).append(run);
             comma = ", ";
         }
-        return out.append("]}").toString();
+        out.append("]");
+        if (!error.isEmpty()) {
+            out.append(", \"error\": ").append(quoted(error));
+        }
+        return out.append("}").toString();
     }
 
     private static String quoted(String text) {

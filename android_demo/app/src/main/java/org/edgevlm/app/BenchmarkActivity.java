@@ -8,6 +8,8 @@ import android.os.Bundle;
 import android.os.PowerManager;
 import android.widget.Button;
 import android.widget.TextView;
+import java.io.File;
+import java.io.IOException;
 import java.util.Locale;
 import org.edgevlm.Answer;
 import org.edgevlm.Bitmaps;
@@ -16,7 +18,10 @@ import org.edgevlm.EdgeVlm;
 import org.edgevlm.EdgeVlmException;
 
 /** Runs the standard prompt three times, shows where the time went, and shares it as JSON. */
-public final class BenchmarkActivity extends Activity {
+public final class BenchmarkActivity extends Activity implements ChatController.Watcher {
+    /** Extra of an intent that begins at once and leaves the JSON for `edgevlm android bench`. */
+    static final String AUTOMATIC = "automatic";
+    private static final String RESULT = "benchmark.json";
     private static final int SIDE_PX = 768;
     private static final String[] THERMAL = {"none", "light", "moderate", "severe", "critical", "emergency", "shutdown"};
 
@@ -25,23 +30,62 @@ public final class BenchmarkActivity extends Activity {
     private TextView table;
     private Benchmark benchmark;
     private EdgeVlm model;
+    /** Whether it shall begin as soon as the model is ready. */
+    private boolean waiting;
 
     @Override
     protected void onCreate(Bundle state) {
         super.onCreate(state);
+        waiting = state == null && getIntent().getBooleanExtra(AUTOMATIC, false);
         setContentView(R.layout.benchmark);
         run = (Button) findViewById(R.id.run);
         share = (Button) findViewById(R.id.share);
         table = (TextView) findViewById(R.id.table);
-        run.setOnClickListener(view -> begin());
+        run.setOnClickListener(view -> begin(false));
         share.setOnClickListener(view -> share());
         share.setEnabled(false);
     }
 
-    private void begin() {
-        ChatController controller = DemoApplication.of(this).controller();
-        model = controller.model();
-        if (model == null || controller.state() != ChatController.State.READY) {
+    private ChatController controller() {
+        return DemoApplication.of(this).controller();
+    }
+
+    @Override
+    protected void onStart() {
+        super.onStart();
+        controller().watch(this);
+    }
+
+    @Override
+    protected void onStop() {
+        super.onStop();
+        controller().unwatch(this);
+    }
+
+    @Override
+    public void changed() {
+        ChatController.State state = controller().state();
+        if (!waiting) {
+            return;
+        }
+        if (state == ChatController.State.READY) {
+            waiting = false;
+            begin(true);
+        } else if (state == ChatController.State.FAILED || state == ChatController.State.NO_PACKAGE) {
+            waiting = false;
+            String problem = controller().problem();
+            leave(Benchmark.refusal(problem.isEmpty() ? "there is no package on the phone" : problem));
+        }
+    }
+
+    @Override
+    public void streamed(String piece) {
+        // nothing is asked here
+    }
+
+    private void begin(boolean automatic) {
+        model = controller().model();
+        if (model == null || controller().state() != ChatController.State.READY) {
             table.setText(R.string.not_ready);
             return;
         }
@@ -56,6 +100,9 @@ public final class BenchmarkActivity extends Activity {
             runOnUiThread(() -> {
                 run.setEnabled(true);
                 share.setEnabled(!mine.answers().isEmpty());
+                if (automatic) {
+                    leave(json());
+                }
             });
         }, "edgevlm-benchmark").start();
     }
@@ -94,8 +141,21 @@ public final class BenchmarkActivity extends Activity {
     private void share() {
         Intent intent = new Intent(Intent.ACTION_SEND);
         intent.setType("application/json");
-        String device = Build.MANUFACTURER + " " + Build.MODEL + ", Android " + Build.VERSION.RELEASE;
-        intent.putExtra(Intent.EXTRA_TEXT, benchmark.toJson(model, device, Build.FINGERPRINT));
+        intent.putExtra(Intent.EXTRA_TEXT, json());
         startActivity(Intent.createChooser(intent, getString(R.string.share)));
+    }
+
+    private String json() {
+        String device = Build.MANUFACTURER + " " + Build.MODEL + ", Android " + Build.VERSION.RELEASE;
+        return benchmark.toJson(model, device, Build.FINGERPRINT);
+    }
+
+    /** Leaves the result where a computer reads it. */
+    private void leave(String json) {
+        try {
+            Benchmark.write(new File(getExternalFilesDir(null), RESULT), json);
+        } catch (IOException error) {
+            table.setText(error.getMessage());
+        }
     }
 }

@@ -162,7 +162,15 @@ final class ChatController {
         changed();
     }
 
-    void failed(String message) {
+    /** An import has failed; a package that is open stays open, one that is being opened goes on. */
+    void importFailed(String message) {
+        State without = state == State.LOADING ? State.LOADING : State.FAILED;
+        state = model == null ? without : State.READY;
+        problem = message;
+        changed();
+    }
+
+    private void failed(String message) {
         state = State.FAILED;
         problem = message;
         changed();
@@ -171,6 +179,7 @@ final class ChatController {
     /** Opens a package off the main thread and puts the saved conversation back. */
     void load(File packageDirectory, Options options) {
         state = State.LOADING;
+        problem = "";
         changed();
         EdgeVlm old = model;
         model = null;
@@ -181,17 +190,29 @@ final class ChatController {
             }
             try {
                 EdgeVlm opened = opener.open(packageDirectory, options);
-                Conversation restored = restore(opened);
-                main.execute(() -> loaded(opened, restored));
+                // By way of the main thread, which owns the turns: an answer that the close has ended is among them by then.
+                main.execute(() -> restoreInto(opened, new ArrayList<>(saved.turns)));
             } catch (EdgeVlmException error) {
                 main.execute(() -> failed(error.getMessage()));
             }
         });
     }
 
-    private Conversation restore(EdgeVlm opened) throws EdgeVlmException {
+    private void restoreInto(EdgeVlm opened, List<SavedConversation.Turn> turns) {
+        work.execute(() -> {
+            try {
+                Conversation restored = restore(opened, turns);
+                main.execute(() -> loaded(opened, restored));
+            } catch (EdgeVlmException error) {
+                opened.close();
+                main.execute(() -> failed(error.getMessage()));
+            }
+        });
+    }
+
+    private Conversation restore(EdgeVlm opened, List<SavedConversation.Turn> turns) throws EdgeVlmException {
         Conversation restored = opened.newConversation(null);
-        for (SavedConversation.Turn turn : saved.turns) {
+        for (SavedConversation.Turn turn : turns) {
             if (turn.answer == null) {
                 continue;
             }
@@ -209,7 +230,6 @@ final class ChatController {
         model = opened;
         conversation = restored;
         state = State.READY;
-        problem = "";
         List<String> names = new ArrayList<>(saved.attached);
         plans.clear();
         for (String name : names) {

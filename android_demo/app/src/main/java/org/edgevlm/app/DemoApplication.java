@@ -8,6 +8,7 @@ import android.content.res.AssetManager;
 import android.os.Handler;
 import android.os.Looper;
 import java.io.File;
+import java.util.ArrayList;
 import java.util.List;
 import org.edgevlm.AndroidMemoryProbe;
 import org.edgevlm.EdgeVlm;
@@ -21,6 +22,9 @@ import org.edgevlm.TrimLevel;
 public final class DemoApplication extends Application {
     static final String ASSET_PACKAGE = "package";
     private static final String PREFERENCES = "settings";
+    private static final String CHOSEN = "package";
+    /** Folder that `edgevlm android push` copies packages into. */
+    private static final String PUSHED = "incoming";
     private static final int MAX_TILES = 16;
 
     private ChatController controller;
@@ -41,21 +45,45 @@ public final class DemoApplication extends Application {
         begin();
     }
 
-    /** Opens the package that is here, or imports the bundled one first. */
+    /** Opens the package that is here, or imports the bundled one first; one that a computer has pushed comes before both. */
     private void begin() {
-        List<File> packages = importer().packages();
-        if (!packages.isEmpty()) {
-            controller.load(packages.get(0), options());
+        File chosen = chosenPackage();
+        if (importPushed()) {
             return;
         }
-        PackageSource bundled = new AssetSource(getAssets(), ASSET_PACKAGE);
-        if (AssetSource.has(getAssets(), ASSET_PACKAGE)) {
-            importPackage(bundled);
+        if (chosen != null) {
+            controller.load(chosen, options());
+        } else if (AssetSource.has(getAssets(), ASSET_PACKAGE)) {
+            importPackage(new AssetSource(getAssets(), ASSET_PACKAGE), () -> { });
         }
     }
 
-    /** Copies a package off the main thread and opens it. */
-    void importPackage(PackageSource source) {
+    /** Returns the package that was imported last, any other when that is gone, or null. */
+    private File chosenPackage() {
+        List<File> packages = importer().packages();
+        for (File found : packages) {
+            if (found.getName().equals(preferences().getString(CHOSEN, ""))) {
+                return found;
+            }
+        }
+        return packages.isEmpty() ? null : packages.get(0);
+    }
+
+    /** Imports what `edgevlm android push` has put beside the app's own files, and removes it; returns whether there was any. */
+    boolean importPushed() {
+        File storage = getExternalFilesDir(null);
+        List<File> pushed = storage == null ? new ArrayList<>() : PackageImporter.packages(new File(storage, PUSHED));
+        boolean busy = controller.state() == ChatController.State.IMPORTING;
+        if (pushed.isEmpty() || busy) {
+            return busy;
+        }
+        File source = pushed.get(0);
+        importPackage(new PackageSource.Directory(source), () -> PackageImporter.delete(source));
+        return true;
+    }
+
+    /** Copies a package off the main thread, does what is to be done with the source, and opens the copy. */
+    void importPackage(PackageSource source, Runnable afterwards) {
         controller.importing(0);
         new Thread(() -> {
             try {
@@ -68,9 +96,19 @@ public final class DemoApplication extends Application {
                     }
                     return true;
                 });
-                handler.post(() -> controller.load(imported, options()));
+                handler.post(() -> {
+                    preferences().edit().putString(CHOSEN, imported.getName()).apply();
+                    controller.load(imported, options());
+                });
             } catch (EdgeVlmException error) {
-                handler.post(() -> controller.failed(error.getMessage()));
+                handler.post(() -> {
+                    if (controller.model() == null) {
+                        reload();
+                    }
+                    controller.importFailed(error.getMessage());
+                });
+            } finally {
+                afterwards.run();
             }
         }, "edgevlm-import").start();
     }
@@ -81,9 +119,9 @@ public final class DemoApplication extends Application {
 
     /** Opens the package again with what the user has set. */
     void reload() {
-        List<File> packages = importer().packages();
-        if (!packages.isEmpty()) {
-            controller.load(packages.get(0), options());
+        File chosen = chosenPackage();
+        if (chosen != null) {
+            controller.load(chosen, options());
         }
     }
 

@@ -32,6 +32,8 @@ public final class MainActivity extends Activity implements ChatController.Watch
     private static final int PICK_PICTURE = 1;
     private static final int TAKE_PICTURE = 2;
     private static final int PICK_FOLDER = 3;
+    private static final String ACTION_IMPORT = "org.edgevlm.app.IMPORT";
+    private static final String ACTION_BENCHMARK = "org.edgevlm.app.BENCHMARK";
     private static final String CAMERA_URI = "camera_uri";
     /** Pixels of the picture on the screen. */
     private static final long SHOWN_PIXELS = 500_000;
@@ -87,9 +89,15 @@ public final class MainActivity extends Activity implements ChatController.Watch
         receive(intent);
     }
 
-    /** A picture that another app shares. */
+    /** A picture that another app shares, or what `edgevlm android` asks for. */
     private void receive(Intent intent) {
-        if (Intent.ACTION_SEND.equals(intent.getAction())) {
+        String action = intent.getAction();
+        if (ACTION_BENCHMARK.equals(action)) {
+            Intent page = new Intent(this, BenchmarkActivity.class);
+            startActivity(page.putExtra(BenchmarkActivity.AUTOMATIC, true));
+        } else if (ACTION_IMPORT.equals(action)) {
+            DemoApplication.of(this).importPushed();
+        } else if (Intent.ACTION_SEND.equals(action)) {
             Uri uri = intent.getParcelableExtra(Intent.EXTRA_STREAM);
             if (uri != null) {
                 attach(uri);
@@ -168,7 +176,7 @@ public final class MainActivity extends Activity implements ChatController.Watch
         } else if (code == PICK_PICTURE && data != null && data.getData() != null) {
             attach(data.getData());
         } else if (code == PICK_FOLDER && data != null && data.getData() != null) {
-            DemoApplication.of(this).importPackage(new FolderSource(getContentResolver(), data.getData()));
+            DemoApplication.of(this).importPackage(new FolderSource(getContentResolver(), data.getData()), () -> { });
         }
     }
 

@@ -220,6 +220,47 @@ final class ControllerChecks {
         controller.close();
     }
 
+    /** Settings were changed while an answer ran: it ends, stays as far as it came, and the next question sees it. */
+    void checkReloadDuringAnAnswerKeepsIt() throws Exception {
+        Main main = new Main();
+        ChatController controller = ready(directory(), main);
+        Screen screen = new Screen();
+        controller.watch(screen);
+        controller.send("A long story, please", greedy());
+        main.until(() -> screen.streamed.length() > 0 || controller.turns().size() == 1, "something is said");
+        controller.load(packageDirectory, new Options());
+        main.until(() -> controller.state() == ChatController.State.READY, "the model is ready again");
+        Checks.equal(controller.turns().size(), 1);
+        ask(controller, main, "And then?");
+        Checks.equal(controller.turns().size(), 2);
+        Checks.that(controller.lastAnswer().promptTokens > screen.streamed.length() / 8, "the first turn is not in the prompt");
+        controller.close();
+    }
+
+    void checkFailedImportLeavesTheModel() throws Exception {
+        Main main = new Main();
+        ChatController controller = ready(directory(), main);
+        controller.importing(40);
+        controller.importFailed("the package is damaged");
+        Checks.equal(controller.state(), ChatController.State.READY);
+        Checks.equal(controller.problem(), "the package is damaged");
+        ask(controller, main, "Hello");
+        Checks.equal(controller.turns().size(), 1);
+        controller.load(new File(scratch, "none"), new Options());
+        controller.importFailed("damaged, too");
+        Checks.equal(controller.state(), ChatController.State.LOADING);
+        main.until(() -> controller.state() == ChatController.State.FAILED, "it has failed");
+        controller.close();
+    }
+
+    void checkBenchmarkFile() throws Exception {
+        File file = new File(directory(), "benchmark.json");
+        Benchmark.write(file, Benchmark.refusal("no \"package\""));
+        String found = new String(java.nio.file.Files.readAllBytes(file.toPath()), "UTF-8");
+        Checks.equal(found, "{\"format\": 1, \"error\": \"no _package_\", \"runs\": []}");
+        Checks.equal(file.getParentFile().list().length, 1);
+    }
+
     void checkDamagedSavedConversation() throws Exception {
         File directory = directory();
         File file = new File(directory, "conversation.bin");
