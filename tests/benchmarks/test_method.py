@@ -102,6 +102,13 @@ def test_native_measurements(cache: Path) -> None:
     assert far["fp32", "fp32", "int8"].mean_kl > 0 and far["fp32", "w8", "float"].mean_cosine < 1
     assert {found.backend for found, _ in results.values()} == {"onnx", "native"}
     assert "w4g32-mix" in picture_fidelity.report(results)
+    assert {(vision, tower.__name__) for vision, tower in fidelity._features} == {
+        ("fp32", "OnnxTower"), ("w8", "OnnxTower"), ("w8", "NativeTower"),
+    }  # fmt: skip
+    cell = picture_fidelity.Cell("w8", "w8", "float")
+    alone = picture_fidelity.Fidelity(checkpoint, cache / "fidelity", questions, None, 2, 1)
+    next((cache / "fidelity").glob("w8-vision-w8-float-*-distance.json")).unlink()
+    assert alone.run(cell)[1] == results[cell][1], "features of another cell are this cell's own"
 
     package = cache / "fidelity" / "w8-vision-w8"
     ids = np.arange(200) % 300
