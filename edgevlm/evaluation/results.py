@@ -105,7 +105,8 @@ def compare(here: Evaluation, there: Evaluation) -> Flips:
     rows = [{a.question: (a.right, a.text) for a in run.answers} for run in (here, there)]
     if not rows[0].keys() & rows[1].keys():
         raise UsageError("the two runs have no question in common; give both the same --limit and --seed")
-    return flips(there.label, rows[0], rows[1])
+    label = there.label if there.tiling == here.tiling else f"{there.label}, tiling {there.tiling.scheme}"
+    return flips(label, rows[0], rows[1])
 
 
 def write_results(evaluation: Evaluation, path: Path) -> None:

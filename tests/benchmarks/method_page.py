@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgevlm.evaluation.question_set import Question
 from edgevlm.evaluation.results import Evaluation, compare
 from edgevlm.evaluation.scores import Flips, Score
 
@@ -17,6 +20,8 @@ RULES = ("relaxed", "llava-next", "internvl", "fixed:1x1", "fixed:2x2")
 PEERS = ("llava-next", "internvl")
 SIGNIFICANT = 0.05
 Results = Mapping[str, Mapping[str, Evaluation]]
+GROUPS = ("aspect ratio", "text height in one tile", "reading", "kind")
+"""Divisions of the scenes set (assets/demo/sets.py)."""
 
 
 def write_section(name: str, text: str, page: Path = PAGE) -> None:
@@ -29,8 +34,10 @@ def write_section(name: str, text: str, page: Path = PAGE) -> None:
     page.write_text(changed, encoding="utf-8")
 
 
-def ablation_tables(results: Results, alphas: Sequence[float], budgets: Sequence[int]) -> str:
-    """The section 'ablation'."""
+def ablation_tables(
+    results: Results, questions: Mapping[str, Sequence[Question]], alphas: Sequence[float], budgets: Sequence[int]
+) -> str:
+    """The section 'ablation'; `questions` are those of each set, in its order."""
     parts: list[str] = []
     for set_name, cells in results.items():
         base = cells["relaxed"]
@@ -44,7 +51,7 @@ def ablation_tables(results: Results, alphas: Sequence[float], budgets: Sequence
         ]
     if "scenes" in results:
         cells = results["scenes"]
-        for group in ("aspect ratio", "text height in one tile", "reading", "kind"):
+        for group in GROUPS:
             if group in cells["relaxed"].groups:
                 parts += [f"scenes by {group}: right answers, and tiles of a picture in brackets.", _by(group, cells)]
         parts += [
@@ -52,8 +59,15 @@ def ablation_tables(results: Results, alphas: Sequence[float], budgets: Sequence
             _sweep("alpha", [(f"{a:g}", cells[f"alpha {a:g}"]) for a in alphas], cells["relaxed"]),
             _sweep("grid tiles", [(f"at most {n}", cells[f"at most {n}"]) for n in budgets], cells["relaxed"]),
         ]
-        parts += ["![right answers by rule, alpha and budget](method/tilings.png)"]
-    parts += ["What follows for the paper's claim, fewer tiles at equal or better accuracy:", _verdicts(results)]
+        parts += [
+            "![right answers by rule, alpha and budget](method/tilings.png)",
+            "![right answers by ratio and by height of the text](method/groups.png)",
+        ]
+    parts += [
+        "What follows for the paper's claim, fewer tiles at equal or better accuracy "
+        f"(a loss counts when its p is below {SIGNIFICANT}):",
+        "\n".join(_verdicts(results, questions)),
+    ]
     return "\n\n".join(parts)
 
 
@@ -81,14 +95,26 @@ def _sweep(name: str, rows: Sequence[tuple[str, Evaluation]], base: Evaluation) 
     )
 
 
-def _verdicts(results: Results) -> str:
-    lines = []
+def _verdicts(results: Results, questions: Mapping[str, Sequence[Question]]) -> Iterator[str]:
+    """One line for each set and peer, and below it one for each ratio and text height."""
     for set_name, cells in results.items():
+        ours = cells["relaxed"]
         for peer in PEERS:
-            ours, theirs = cells["relaxed"], cells[peer]
-            found = compare(ours, theirs)
-            lines.append(f"- {set_name}, {peer}: {verdict(ours.cost.n_tiles, theirs.cost.n_tiles, found)}")
-    return "\n".join(lines)
+            theirs = cells[peer]
+            said = verdict(ours.cost.n_tiles, theirs.cost.n_tiles, compare(ours, theirs))
+            yield f"- {set_name}, {peer}: {said}"
+            for group in GROUPS[:2]:
+                for value, cost in ours.group_costs.get(group, {}).items():
+                    part = [_only(cell, questions[set_name], group, value) for cell in (ours, theirs)]
+                    their_tiles = theirs.group_costs[group][value].n_tiles
+                    yield f"  - {group} {value}: {verdict(cost.n_tiles, their_tiles, compare(*part))}"
+
+
+def _only(cell: Evaluation, questions: Sequence[Question], group: str, value: str) -> Evaluation:
+    """The cell with the answers of one group's value alone."""
+    return replace(
+        cell, answers=tuple(a for a in cell.answers if questions[a.question].groups.get(group) == value)
+    )  # fmt: skip
 
 
 def verdict(tiles: float, their_tiles: float, found: Flips) -> str:
@@ -107,7 +133,7 @@ def verdict(tiles: float, their_tiles: float, found: Flips) -> str:
 
 
 def plot_ablation(results: Results, alphas: Sequence[float], budgets: Sequence[int], folder: Path = PLOTS) -> None:
-    """Writes tilings.png: right answers over picture tokens for each rule, and the sweeps of alpha and budget."""
+    """Writes tilings.png (right answers over picture tokens, the sweeps of alpha and budget) and groups.png."""
     from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
@@ -121,6 +147,33 @@ def plot_ablation(results: Results, alphas: Sequence[float], budgets: Sequence[i
     _line(axes[1], alphas, [cells[f"alpha {alpha:g}"] for alpha in alphas], "alpha", "relaxed matching by alpha")
     _line(axes[2], budgets, [cells[f"at most {n}"] for n in budgets], "most grid tiles", "relaxed matching by budget")
     figure.savefig(folder / "tilings.png", dpi=110)
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for axis, group in zip(figure.subplots(1, 2), GROUPS[:2], strict=True):
+        values = list(cells["relaxed"].groups.get(group, {}))
+        for name in RULES:
+            scores = [cells[name].groups[group][value] for value in values]
+            axis.plot(values, [100 * score.accuracy for score in scores], marker="o", label=name)
+        axis.set(ylabel="right answers, %", title=f"scenes by {group}")
+        axis.legend()
+    figure.savefig(folder / "groups.png", dpi=110)
+
+
+def plot_sizes(
+    chunks: Mapping[int, Sequence[float]], batches: Mapping[int, Sequence[float]], folder: Path = PLOTS
+) -> None:
+    """Writes sizes.png: seconds of every run (least, median, most) by tokens and by tiles of a call."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(exist_ok=True)
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    shown = (("tokens of a prefill call", chunks), ("tiles of a tower call", batches))
+    for axis, (name, seconds) in zip(figure.subplots(1, 2), shown, strict=True):
+        medians = [statistics.median(runs) for runs in seconds.values()]
+        below = [median - min(runs) for median, runs in zip(medians, seconds.values(), strict=True)]
+        above = [max(runs) - median for median, runs in zip(medians, seconds.values(), strict=True)]
+        axis.errorbar([str(size) for size in seconds], medians, [below, above], marker="o", capsize=3)
+        axis.set(xlabel=name, ylabel="s", ylim=(0, None))
+    figure.savefig(folder / "sizes.png", dpi=110)
 
 
 def _point(axis: Any, cell: Evaluation, label: str) -> None:

@@ -145,7 +145,10 @@ def main() -> None:
         for row in rows:
             row.session.close()
     if options.write:
-        method_page.write_section("sizes", text)
+        method_page.write_section("sizes", text + "\n\n![seconds by chunk and by tile batch](method/sizes.png)")
+        method_page.plot_sizes(
+            {row.chunk_tokens: row.prefill_s for row in rows}, {row.tile_batch: row.encode_s for row in rows}
+        )
     else:
         print(text)
 

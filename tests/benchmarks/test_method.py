@@ -60,7 +60,10 @@ def test_ablation_continues_and_runs_equal_plans_once(cache: Path, capsys: pytes
 
     page = cache / "method.md"
     page.write_text("before\n<!-- ablation:begin -->\nold\n<!-- ablation:end -->\nafter\n")
-    text = method_page.ablation_tables(results, tiling_ablation.ALPHAS, tiling_ablation.BUDGETS)
+    asked = {name: tiling_ablation.open_set(name).questions for name in results}
+    text = method_page.ablation_tables(results, asked, tiling_ablation.ALPHAS, tiling_ablation.BUDGETS)
+    assert "- scenes, llava-next: holds" in text and "  - aspect ratio up to 2:1: holds" in text
+    assert "- scenes, internvl: holds" in text and "- easy-vqa, internvl: holds" in text
     method_page.write_section("ablation", text, page)
     assert page.read_text().startswith("before\n") and page.read_text().endswith("\nafter\n")
     assert "\nold\n" not in page.read_text() and "| fixed:2x2 |" in page.read_text()
@@ -68,7 +71,9 @@ def test_ablation_continues_and_runs_equal_plans_once(cache: Path, capsys: pytes
         method_page.write_section("absent", text, page)
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     method_page.plot_ablation(results, tiling_ablation.ALPHAS, tiling_ablation.BUDGETS, cache / "plots")
-    assert (cache / "plots" / "tilings.png").stat().st_size > 5_000
+    method_page.plot_sizes({32: [2.0, 3.0, 2.5], 64: [1.0, 1.5, 2.0]}, {1: [1.0], 4: [0.5]}, cache / "plots")
+    sizes = {path.name: path.stat().st_size for path in (cache / "plots").iterdir()}
+    assert sorted(sizes) == ["groups.png", "sizes.png", "tilings.png"] and min(sizes.values()) > 5_000
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,8 @@ def main() -> None:
     options = parser.parse_args()
     arguments = {"backend": options.backend, "threads": options.threads}
     results = measure(options.package, options.out, options.limit or None, arguments)
-    text = method_page.ablation_tables(results, ALPHAS, BUDGETS)
+    questions = {name: open_set(name).questions for name in results}
+    text = method_page.ablation_tables(results, questions, ALPHAS, BUDGETS)
     if options.write:
         method_page.write_section("ablation", text)
         method_page.plot_ablation(results, ALPHAS, BUDGETS)
