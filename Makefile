@@ -92,6 +92,9 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.export | check
 $(VENV)/.tvm: requirements/tvm.txt $(VENV)/.dev | check
 	$(call install,$(VENV),tvm)
 
+$(VENV)/.qnn: requirements/qnn.txt $(VENV)/.tvm | check
+	$(call install,$(VENV),qnn)
+
 $(NATIVE): $(NATIVE_INPUTS) $(VENV)/.tvm
 	echo "Building the native library (about a minute) ..."
 	$(VENV)/bin/python -m tvm_schedules.build -o $(dir $(NATIVE)) >/dev/null
@@ -148,10 +151,10 @@ test: $(VENV)/.dev $(NATIVE) ## lint, types, tests; the other test targets have 
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not android and not emulated and not slow and not weights' $(PYTEST_FLAGS)
 
-test-slow: $(VENV)/.dev $(NATIVE) ## tests that take minutes, with real weights
+test-slow: $(VENV)/.qnn $(NATIVE) ## tests that take minutes, with real weights
 	EDGEVLM_TEST_WEIGHTS=1 $(VENV)/bin/python -m pytest -m slow $(PYTEST_FLAGS)
 
-test-emulated: $(VENV)/.dev $(NATIVE) ## the arm64 kernels and engine under qemu; needs the tools of `make deps`
+test-emulated: $(VENV)/.qnn $(NATIVE) ## arm64 and Hexagon under qemu, the NPU's emulator; needs the tools of `make deps`
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'emulated and not slow' $(PYTEST_FLAGS)
 
 test-android: $(VENV)/.dev $(NATIVE) ## the Android library and the app's logic on the desktop JVM, the APK's parts

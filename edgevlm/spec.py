@@ -240,7 +240,7 @@ class NpuTarget:
     """ONNX files around the binaries, as onnxruntime loads them."""
     binaries: tuple[str, ...]
     sdk: str
-    """Package and version of the compiler."""
+    """Versions of the provider's package and of the QNN SDK in it."""
     shared_weights: bool = False
     """Whether prefill and decode lie in one binary with one copy of their weights."""
     on_cpu: tuple[str, ...] = ()

@@ -13,6 +13,9 @@ from typing import Any
 
 from tvm_schedules.targets import Variant
 
+HVX_BYTES = 128
+"""Bytes of a Hexagon vector."""
+
 
 def build_object(functions: Mapping[str, Any], variant: Variant, path: Path) -> None:
     """Compiles `functions` (symbol → tirx PrimFunc with `T.ptr` parameters) for `variant` into the object file `path`.
@@ -42,9 +45,22 @@ def build_object(functions: Mapping[str, Any], variant: Variant, path: Path) -> 
     for global_var, function in module.functions_items():
         start = _aligned_stack() if variant.arch == "x86_64" else []
         body = tirx.SeqStmt([*start, function.body, tirx.Return(tirx.IntImm("int32", 0))])
+        if variant.arch == "hexagon":
+            body = _aligned_buffers(function.params, body)
         plain[global_var] = tirx.PrimFunc(function.params, body, tvm.ir.PrimType("int32"), attrs=function.attrs)
     lowered = tvm.IRModule(plain, attrs=module.attrs)
     tvm.get_global_func("target.build.llvm")(lowered, target).write_to_file(str(path))
+
+
+def _aligned_buffers(parameters: Any, body: Any) -> Any:
+    """`body` with the promise that every buffer begins at a multiple of HVX_BYTES: other vectors take two loads."""
+    import tvm
+    from tvm import tirx
+
+    for parameter in parameters:
+        if isinstance(parameter.ty, tvm.ir.PointerType):
+            body = tirx.AttrStmt(parameter, "storage_alignment", tirx.IntImm("int32", HVX_BYTES), body)
+    return body
 
 
 def _aligned_stack() -> list[Any]:

@@ -34,6 +34,8 @@ def dot_function(variant: Variant, bits: int) -> tuple[DotFunction, int]:
         ("sdot", 8): (_arm64_dot(_sdot, centre=True), 0),
         ("smull", 4): (_arm64_dot(_smull), 8),
         ("smull", 8): (_arm64_dot(_smull, centre=True), 0),
+        ("vrmpy", 4): (_vrmpy, 8),
+        ("vrmpy", 8): (_vrmpy, 128),
     }
     return table[variant.dot, bits]
 
@@ -47,6 +49,14 @@ def _vpdpbusd(lanes: int) -> DotFunction:
         return tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, acc, tirx.reinterpret(f"int8x{lanes * 4}", w), x)
 
     return dot
+
+
+def _vrmpy(acc: Expr, w: Expr, x: Expr) -> Expr:
+    """HVX takes the four activations from a scalar register: `x` is their int32."""
+    from tvm import tirx
+
+    name = "llvm.hexagon.V6.vrmpybus.acc.128B"
+    return tirx.call_llvm_pure_intrin("int32x32", name, acc, tirx.reinterpret("int32x32", w), x)
 
 
 def _madd_pairs(w: Expr, x: Expr) -> Expr:

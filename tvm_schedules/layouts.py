@@ -5,6 +5,8 @@ hold 4 consecutive k of each column, so that a 512-bit register is one run and a
 
 arm64 keeps one too: blocks of 16 columns, and inside a block runs of 128 bytes that hold 8 consecutive k of each
 column, so that a 128-bit register is the 2 columns x 8 k that `smmla` takes; `sdot` sums 4 of the 8.
+
+Hexagon's is x86-64's with blocks of 32 columns: its vectors have 128 bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 COLUMNS = 16
-"""Output columns of one block."""
+"""Output columns of one block on a CPU."""
+BLOCK_COLUMNS = {"x86_64": COLUMNS, "arm64": COLUMNS, "hexagon": 32}
 QUAD = 4
 """Consecutive k that one lane of a dot-product instruction takes."""
 
@@ -46,17 +49,21 @@ ROW_LAYOUTS = {
     "x86_64": RowLayout(QUAD, 1, 0, 1),
     # An accumulator of 2 rows x 2 columns begins with {s0, s0, s1, s1}, where s removes the 4-bit codes' middle of 8.
     "arm64": RowLayout(EIGHT, 2, MAGIC, -8),
+    "hexagon": RowLayout(QUAD, 1, 0, 1),
 }
 
 
-def _runs(codes: UInt8, run: int) -> UInt8:
-    """(N, K) → (N/16, K/run, 16, run): `run` consecutive k of 16 columns side by side. N is padded with zeros to 16."""
+def _runs(codes: UInt8, run: int, columns: int) -> UInt8:
+    """(N, K) → (N/16, K/run, 16, run): `run` consecutive k of 16 columns side by side. N is padded with zeros to 16.
+
+    Here and below 16 stands for the block's columns.
+    """
     n, k = codes.shape
     if k % 32:
         raise ValueError(f"K must be a multiple of 32, found {k}")
-    padded = np.zeros((-(-n // COLUMNS) * COLUMNS, k), np.uint8)
+    padded = np.zeros((-(-n // columns) * columns, k), np.uint8)
     padded[:n] = codes
-    return padded.reshape(-1, COLUMNS, k // run, run).transpose(0, 2, 1, 3)
+    return padded.reshape(-1, columns, k // run, run).transpose(0, 2, 1, 3)
 
 
 def _columns(runs: UInt8, n: int) -> UInt8:
@@ -71,7 +78,7 @@ def pack(codes: UInt8, bits: int, arch: str) -> UInt8:
     4 bits: (N/16, K/(2 run), 16 run), the low nibble holding the even run of k, the high nibble the odd one. 8 bits:
     (N/16, K/run, 16 run), on arm64 as signed codes (the middle code 128 becomes 0).
     """
-    runs = _runs(codes, ROW_LAYOUTS[arch].run)
+    runs = _runs(codes, ROW_LAYOUTS[arch].run, BLOCK_COLUMNS[arch])
     if bits == 4:
         runs = runs[:, 0::2] | (runs[:, 1::2] << np.uint8(4))
     elif arch == "arm64":
@@ -81,7 +88,7 @@ def pack(codes: UInt8, bits: int, arch: str) -> UInt8:
 
 def unpack(packed: UInt8, n: int, bits: int, arch: str) -> UInt8:
     """Exact inverse of `pack`: codes (n, K)."""
-    runs = packed.reshape(*packed.shape[:2], COLUMNS, -1)
+    runs = packed.reshape(*packed.shape[:2], BLOCK_COLUMNS[arch], -1)
     if bits == 4:
         both = np.empty((runs.shape[0], runs.shape[1] * 2, *runs.shape[2:]), np.uint8)
         both[:, 0::2], both[:, 1::2] = runs & 15, runs >> 4
@@ -91,12 +98,12 @@ def unpack(packed: UInt8, n: int, bits: int, arch: str) -> UInt8:
     return _columns(runs, n)
 
 
-def pack_per_group(values: NDArray[np.generic]) -> NDArray[np.generic]:
+def pack_per_group(values: NDArray[np.generic], columns: int = COLUMNS) -> NDArray[np.generic]:
     """Reorders one value per (column, group), (N, G), as (N/16, G, 16): scales and zero points. Pads N with zeros."""
     n, groups = values.shape
-    padded = np.zeros((-(-n // COLUMNS) * COLUMNS, groups), values.dtype)
+    padded = np.zeros((-(-n // columns) * columns, groups), values.dtype)
     padded[:n] = values
-    return np.ascontiguousarray(padded.reshape(-1, COLUMNS, groups).transpose(0, 2, 1))
+    return np.ascontiguousarray(padded.reshape(-1, columns, groups).transpose(0, 2, 1))
 
 
 def pack_rows(codes: NDArray[np.int8], rows: int, arch: str) -> NDArray[np.int8]:

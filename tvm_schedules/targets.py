@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Dot = Literal["maddubs256", "vpdpbusd256", "vpdpbusd512", "smull", "sdot", "smmla"]
+Dot = Literal["maddubs256", "vpdpbusd256", "vpdpbusd512", "smull", "sdot", "smmla", "vrmpy"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Variant:
     """One CPU variant. `features` are the names that the engine's run-time detection must report."""
 
     name: str
-    arch: Literal["x86_64", "arm64"]
+    arch: Literal["x86_64", "arm64", "hexagon"]
     triple: str
     mcpu: str
     mattr: tuple[str, ...]
@@ -49,6 +49,8 @@ class Variant:
     """The same for few rows, and for a float cache."""
     tower_blocks: int = 1
     """Blocks of 16 columns of a tower's linears, whose register tiles are 4 rows tall (EV_LINEAR_ROWS)."""
+    has_float_vectors: bool = True
+    """Without, sums of groups are scaled one lane after the other."""
 
 
 _LINUX_X86 = "x86_64-unknown-linux-gnu"
@@ -75,5 +77,17 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("neon", "arm64", _ANDROID, "cortex-a53", ("+neon", *_NO_SVE),
             ("asimd",), "smull", 16, Tile(8, 2, 1), Tile(4, 2, 1), Tile(1, 2, 4), 6, 3),
 )
+
+
+def _hvx(version: str, has_float_vectors: bool) -> Variant:
+    mattr = (f"+hvx{version}", "+hvx-length128b", *(("+hvx-qfloat",) if has_float_vectors else ()))
+    return Variant(
+        f"hvx{version}", "hexagon", "hexagon-unknown-linux-musl", f"hexagon{version}", mattr, (f"hvx{version}",),
+        "vrmpy", 32, Tile(4, 2, 1), Tile(2, 2, 2), Tile(1, 2, 2), 6, 3, has_float_vectors=has_float_vectors,
+    )  # fmt: skip
+
+
+# The DSP beside the NPU's matrix unit: the GEMMs only, in no library. v66 has no floats in its vectors.
+HVX_VARIANTS: tuple[Variant, ...] = (_hvx("v66", False), _hvx("v68", True), _hvx("v73", True))
 
 BY_NAME: dict[str, Variant] = {variant.name: variant for variant in VARIANTS}

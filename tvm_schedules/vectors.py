@@ -64,6 +64,22 @@ def exp(x: Expr, lanes: int) -> Expr:
     return polynomial * power
 
 
+def half_as_float(x: Expr, lanes: int) -> Expr:
+    """float32 of non-negative float16 values (scales) where no instruction converts them; exact, subnormal ones too.
+
+    The bits moved to float32's places are the value times 2^-112.
+    """
+    from tvm import tirx
+
+    def splat(value: Expr) -> Expr:
+        return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+    kind = f"x{lanes}" if lanes > 1 else ""
+    bits = tirx.Cast(f"uint32{kind}", tirx.reinterpret(f"uint16{kind}", x))
+    moved = tirx.reinterpret(f"float32{kind}", tirx.shift_left(bits, splat(tirx.const(13, "uint32"))))
+    return moved * splat(tirx.const(2.0**112, "float32"))
+
+
 def silu(x: Expr, lanes: int) -> Expr:
     """x / (1 + e^-x) of a float32 vector. The exponent is clamped at 87: silu(-87) is 0 to float32's last place."""
     from tvm import tirx

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from export.archspec import ArchSpec, LMSpec, VisionSpec
 from export.graphs.connector import tokens_per_tile
 from export.npu.products import Product, Shapes, WeightBits, decoder_products, tower_products
-from export.npu.utilisation import MacArray, Utilisation, total_utilisation, utilisation
+from export.npu.utilisation import MacArray, Utilisation, rounded_up, total_utilisation, utilisation
 
 CHUNKS = (64, 96, 128, 160, 192, 224, 256, 320, 384, 512)
 BATCHES = (1, 2, 3, 4, 5, 6, 8)
@@ -79,7 +79,7 @@ def _chunks(spec: ArchSpec, language: LMSpec, shapes: Shapes, array: MacArray, w
         }
         chunk = shapes.chunk_tokens
         alone = -(-per_tile // chunk) * chunk
-        joined = _up(per_tile + TEXT_TOKENS, chunk)
+        joined = rounded_up(per_tile + TEXT_TOKENS, chunk)
         yield Advice(
             "tiles in chunks",
             f"a tile of {per_tile} tokens alone takes {alone} rows of {chunk}-token chunks "
@@ -184,7 +184,7 @@ def _cut(found: Utilisation, array: MacArray) -> str:
         ("n", found.product.n, found.n_share, array.array_n),
     ):
         if share < LOW_SHARE:
-            parts.append(f"{axis} = {size} fills {share:.0%} of {_up(size, step)}")
+            parts.append(f"{axis} = {size} fills {share:.0%} of {rounded_up(size, step)}")
     return ", ".join(parts)
 
 
@@ -192,7 +192,3 @@ def _tokens_per_tile(spec: ArchSpec) -> int:
     if spec.vision is None or spec.connector is None:
         return 0
     return tokens_per_tile(spec.connector, spec.vision.image_px // spec.vision.patch)
-
-
-def _up(value: int, step: int) -> int:
-    return -(-value // step) * step

@@ -28,7 +28,7 @@ from export.fidelity import picture_probes
 from export.npu.calibrate import Calibration, calibrate
 from export.npu.distance import cpu_logits, float_features, float_logits, mean_kl, measured_ids, session_logits
 from export.npu.graphs import DECODE, DEFAULT_CONTEXT, PREFILL, BuiltGraph, build_npu_graphs
-from export.npu.htp import Placement, compile_graphs
+from export.npu.htp import Placement, compile_graphs, sdk_version
 from export.npu.qdq import Codes, WeightPool, quantise_graph
 from export.npu.ranges import METHODS, Method
 
@@ -39,6 +39,8 @@ MAX_KL_SHARE = 0.5
 """Of the package's own divergence from fp32: independent errors add, so the sum stays within 1.5 times the CPU's."""
 MAX_KL_UNVERIFIED = 0.05
 """For a package that was exported without checks, and for one that is exact."""
+SMALL_MODEL_PARAMETERS = 600_000_000
+"""Below, published recipes for HTP take 8 bits (SmolLM2-135M, SmolVLM). Source: ExecuTorch's list of recipes."""
 KL_FLOOR = 1e-3
 """A bound that 16-bit activations and an 8-bit cache can meet even where the weights are exact."""
 MIN_COSINE = 0.9995
@@ -103,6 +105,20 @@ def compile_npu(path: Path, options: NpuOptions, progress: Progress | None = Non
         shutil.rmtree(scratch, ignore_errors=True)
     report("compile for the NPU", 1, 1)
     return entry
+
+
+def bits_advice(package: Package) -> str | None:
+    """Returns what to export instead where all of a small language model has 4 bits, or None."""
+    manifest = package.manifest
+    n_parameters = sum(size.parameters for size in manifest.sizes if size.component in ("embedding", "layers"))
+    scheme = manifest.quant.language_scheme
+    if not scheme.startswith("w4") or scheme.endswith("-mix") or n_parameters >= SMALL_MODEL_PARAMETERS:
+        return None
+    return (
+        f"a language model of {n_parameters / 1e6:.0f} M parameters in {scheme}: below "
+        f"{SMALL_MODEL_PARAMETERS / 1e6:.0f} M, export with --scheme w8, or w4g32-mix, which gives 8 bits to the "
+        "layers that a measurement names"
+    )
 
 
 def _context(package: Package, options: NpuOptions) -> int:
@@ -245,7 +261,7 @@ def _target(entry: NpuEntry, scratch: Path, soc: str, options: NpuOptions) -> Np
         soc=soc,
         graphs=tuple(NpuGraph(name, f"{here}/{name}.onnx") for name in names),
         binaries=tuple(f"{here}/{file.name}" for file in sorted(directory.glob("*.bin"))),
-        sdk=provider_version(),
+        sdk=f"{provider_version()}, QNN SDK {sdk_version(directory / f'{names[0]}.onnx')}",
         shared_weights=options.share_weights,
         on_cpu=tuple(node for placement in placements for node in placement.on_cpu),
     )

@@ -16,7 +16,8 @@ from typing import Any
 
 from edgevlm.errors import BackendError, UnsupportedModelError
 
-CPU_PROVIDER = "CPUExecutionProvider"
+MAX_BINARY_BYTES = 1 << 31
+"""What one context may hold on a phone. Source: Qualcomm's guides, by way of PowerServe and ExecuTorch."""
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _NODE = re.compile(r"(.*) \((\w+)\)")
 
@@ -41,6 +42,7 @@ def compile_graphs(
     first node that does not fit the NPU, with its shapes and the compiler's reason, unless its operator is in
     `allow_cpu`.
     """
+    check_size(graphs)
     job = {
         "graphs": [[name, str(path)] for name, path in graphs],
         "directory": str(directory),
@@ -58,6 +60,36 @@ def compile_graphs(
         Placement(item["graph"], tuple(item["npu"]), tuple(item["cpu"]), item["compile_s"], item["size_bytes"])
         for item in result["placements"]
     ]
+
+
+def check_size(graphs: list[tuple[str, Path]]) -> None:
+    """Raises UnsupportedModelError for a graph whose weights do not fit one binary, before an hour goes into it."""
+    import onnx
+
+    for name, path in graphs:
+        model = onnx.load(path, load_external_data=False)
+        lengths = [
+            int(entry.value)
+            for tensor in model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "length"
+        ]
+        if sum(lengths) >= MAX_BINARY_BYTES:
+            raise UnsupportedModelError(
+                f"graph {name!r} has {sum(lengths) / 1e9:.2f} GB of weights, an HTP binary holds less than "
+                f"{MAX_BINARY_BYTES / 1e9:.2f} GB and edgevlm does not split a model; export it with fewer bits"
+            )
+
+
+def sdk_version(wrapper: Path) -> str:
+    """Returns the QNN SDK that made a context binary, as the ONNX file around it says."""
+    import onnx
+
+    for node in onnx.load(wrapper, load_external_data=False).graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "ep_sdk_version":
+                return str(attribute.s.decode())
+    return "unknown"
 
 
 def _refuse(

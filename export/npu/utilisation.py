@@ -31,7 +31,7 @@ class MacArray:
 
     def padded_rows(self, rows: int) -> int:
         """Rows that enter for `rows`."""
-        return _up(rows, self.row_step)
+        return rounded_up(rows, self.row_step)
 
     def cycles(self, product: Product) -> int:
         """Cycles of all `product.count` products."""
@@ -67,8 +67,8 @@ def utilisation(product: Product, array: MacArray) -> Utilisation:
     """Applies the model."""
     entering = array.padded_rows(product.rows)
     shares = (
-        product.k / _up(product.k, array.array_k),
-        product.n / _up(product.n, array.array_n),
+        product.k / rounded_up(product.k, array.array_k),
+        product.n / rounded_up(product.n, array.array_n),
         product.rows / entering,
         entering / (entering + array.array_k + array.array_n - 2),
     )
@@ -83,5 +83,6 @@ def total_utilisation(products: Sequence[Product], array: MacArray) -> float:
     return sum(product.macs for product in products) / (array.array_k * array.array_n * cycles)
 
 
-def _up(value: int, step: int) -> int:
+def rounded_up(value: int, step: int) -> int:
+    """The least multiple of `step` that is not below `value`."""
     return -(-value // step) * step

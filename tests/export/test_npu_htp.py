@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_every_node_runs_on_the_npu(package: Package) -> None:
     assert package.manifest.npu is not None
     (target,) = package.manifest.npu.targets
     assert (target.arch, target.soc, target.on_cpu) == ("v75", "SM8650", ())
+    assert re.fullmatch(r"onnxruntime-qnn [\d.]+, QNN SDK v\d+\.\d+\.[\d.]+", target.sdk)
     report = json.loads(package.file("lib/qnn-htp-v75/partition.json").read_text())
     assert [item["graph"] for item in report] == ["prefill", "decode", "vision_4", "vision_1"]
     for item in report:
@@ -123,6 +125,16 @@ def test_a_node_that_is_allowed_on_the_cpu_is_recorded(tmp_path: Path, monkeypat
     assert sum("Planted (Erf)" in node for node in entry.targets[0].on_cpu) == 4
     package = open_package(path)
     assert qnn_session(package).step(5, 0).shape == (384,)
+
+
+def test_a_graph_that_is_too_large_is_refused_before_it_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.npu.htp.MAX_BINARY_BYTES", 50_000)
+    path = export_package(tiny.make_llama(tmp_path / "checkpoint"), tmp_path / "package", INT4)
+    with pytest.raises(UnsupportedModelError, match=r"graph 'prefill' has 0\.00 GB of weights"):
+        compile_npu(path, OPTIONS)
+    assert open_package(path).manifest.npu is None
 
 
 def test_shared_weights_are_smaller_and_refused_by_the_emulator(package: Package, tmp_path: Path) -> None:

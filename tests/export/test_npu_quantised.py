@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.model import load
 from edgevlm.package import Package, open_package
 from export.npu import ranges as ranges_module
-from export.npu.compile import NpuOptions, compile_npu
+from export.npu.compile import NpuOptions, bits_advice, compile_npu
 from export.npu.distance import float_logits, mean_kl, measured_ids, session_logits
 from export.npu.qdq import Codes
 from export.npu.ranges import METHODS, Observed, Range
@@ -75,6 +76,17 @@ def test_control_narrow_ranges_are_noticed(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UnsupportedModelError, match="too far from the model: mean KL, minmax ranges"):
         compiled(tmp_path, tiny.make_llama)
     assert open_package(tmp_path / "package").manifest.npu is None
+
+
+def test_a_small_model_in_four_bits_is_advised_against(llama: Package) -> None:
+    advice = bits_advice(llama)
+    assert advice is not None and "M parameters in w4g32: below 600 M, export with --scheme w8" in advice
+    manifest = llama.manifest
+    for scheme in ("w8", "w4g32-mix"):
+        quant = dataclasses.replace(manifest.quant, language_scheme=scheme)
+        assert bits_advice(Package(llama.path, dataclasses.replace(manifest, quant=quant))) is None
+    grown = tuple(dataclasses.replace(size, parameters=10**9) for size in manifest.sizes)
+    assert bits_advice(Package(llama.path, dataclasses.replace(manifest, sizes=grown))) is None
 
 
 def test_chunks_and_single_tokens_agree(session: NpuSession, llama: Package) -> None:

@@ -23,9 +23,10 @@ class Problem:
         self.x_codes, self.x_scales = reference.quantise_rows(rng.standard_normal((rows, k)).astype(np.float32), group)
         sums = self.x_codes.astype(np.int32).reshape(rows, k // group, group).sum(axis=2, dtype=np.int32)
         self.bias = rng.standard_normal(n).astype(np.float32)
+        columns = layouts.BLOCK_COLUMNS[arch]
         self.arguments = (
-            layouts.pack(self.w_codes, bits, arch), layouts.pack_per_group(self.w_scales),
-            layouts.pack_per_group(self.zeros), layouts.pack_rows(self.x_codes, tile_rows, arch),
+            layouts.pack(self.w_codes, bits, arch), layouts.pack_per_group(self.w_scales, columns),
+            layouts.pack_per_group(self.zeros, columns), layouts.pack_rows(self.x_codes, tile_rows, arch),
             layouts.pack_row_scales(self.x_scales, tile_rows, arch), layouts.pack_row_sums(sums, tile_rows, arch),
             self.bias,
         )

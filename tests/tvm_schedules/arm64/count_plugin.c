@@ -1,5 +1,6 @@
 /* qemu TCG plugin (API version 1, declared by hand: Debian ships no header): executed instructions of every symbol that
- * begins with "ev_", written as "symbol count" lines to the file that COUNTS names. */
+ * begins with "ev_", written as "symbol count" lines to the file that COUNTS names. On Hexagon qemu's unit is a packet;
+ * with COUNT_WORDS set its 32-bit words are counted instead. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@ extern void qemu_plugin_register_vcpu_insn_exec_inline(struct qemu_plugin_insn *
 extern void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, void (*callback)(qemu_plugin_id_t, void *), void *data);
 extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *block);
 extern struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *block, size_t index);
+extern size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *instruction);
 extern const char *qemu_plugin_insn_symbol(const struct qemu_plugin_insn *instruction);
 
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
@@ -36,10 +38,12 @@ static uint64_t *counter(const char *name) {
 static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *block) {
     (void)id;
     const size_t n = qemu_plugin_tb_n_insns(block);
+    const int words = getenv("COUNT_WORDS") != NULL;
     for (size_t i = 0; i < n; ++i) {
         struct qemu_plugin_insn *instruction = qemu_plugin_tb_get_insn(block, i);
         const char *name = qemu_plugin_insn_symbol(instruction);
-        if (name && !strncmp(name, "ev_", 3)) qemu_plugin_register_vcpu_insn_exec_inline(instruction, INLINE_ADD_U64, counter(name), 1);
+        const uint64_t value = words ? qemu_plugin_insn_size(instruction) / 4 : 1;
+        if (name && !strncmp(name, "ev_", 3)) qemu_plugin_register_vcpu_insn_exec_inline(instruction, INLINE_ADD_U64, counter(name), value);
     }
 }
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import struct
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
+
+from tests.tvm_schedules.emulated_kernels import EmulatedKernels
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
@@ -100,51 +98,11 @@ def stand_ins() -> Path:
     return directory
 
 
-class Kernels:
-    """The kernels of one variant in an emulated process; `call` has the kernel's C arguments."""
+class Kernels(EmulatedKernels):
+    """The kernels of one variant in an emulated process."""
 
     def __init__(self, variant: str, cpu: str, plugin: Path | None = None, counts: Path | None = None) -> None:
         """`plugin` counts instructions into the file `counts`."""
         self.variant, self.cpu = variant, cpu
         command = [qemu(), "-cpu", cpu, *(["-plugin", str(plugin)] if plugin else []), str(kernel_caller())]
-        environment = {**os.environ, "COUNTS": str(counts)} if counts else None
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-
-    def call(self, kernel: str, *arguments: Any) -> int:
-        """Calls with arrays (changed in place), ints and floats; returns the kernel's result.
-
-        Raises AssertionError when the process dies: an access outside a buffer, or an instruction the CPU lacks.
-        """
-        name = f"{self.variant}/{kernel}".encode()
-        request = [struct.pack("<I", len(name)), name, struct.pack("<I", len(arguments))]
-        arrays: list[NDArray[Any]] = []
-        for argument in arguments:
-            if isinstance(argument, np.ndarray):
-                if not argument.flags.c_contiguous:
-                    raise ValueError("kernels take contiguous arrays")
-                request += [struct.pack("<cQ", b"b", argument.nbytes), argument.tobytes()]
-                arrays.append(argument)
-            elif isinstance(argument, float):
-                request.append(struct.pack("<cfI", b"f", argument, 0))
-            else:
-                request.append(struct.pack("<cq", b"i", int(argument)))
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(b"".join(request))
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        reply = self._process.stdout.read(4)
-        assert len(reply) == 4, f"{name.decode()} on {self.cpu} ended with {self._process.wait()}"
-        for array in arrays:
-            data = self._process.stdout.read(array.nbytes)
-            assert len(data) == array.nbytes, f"{name.decode()} on {self.cpu} ended with {self._process.wait()}"
-            array[...] = np.frombuffer(data, array.dtype).reshape(array.shape)
-        return int(struct.unpack("<i", reply)[0])
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(10)
+        super().__init__(command, f"{variant}/", cpu, {"COUNTS": str(counts)} if counts else None)
