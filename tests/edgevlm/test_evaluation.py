@@ -27,9 +27,11 @@ from edgevlm.evaluation.scores import (
     similarity,
     wilson,
 )
+from edgevlm.evaluation.tilings import measured_tiling
 from edgevlm.model import Model, load
 from edgevlm.package import open_package
 from export import probes
+from export.npu.compile import NpuOptions, compile_npu
 from export.pipeline import ExportOptions, export_package
 from tests import tiny as checkpoints
 from tests.edgevlm.question_sets import SIZES, questions, write_set
@@ -92,6 +94,29 @@ def test_the_engines_logits_are_equal_to_the_bit(tmp_path: Path) -> None:
         np.testing.assert_array_equal(shared, fresh)
         model.loop.reuse_step = 1
         assert any((first_logits(model, text) != logits).any() for text, logits in zip(texts, fresh, strict=True))
+
+
+def test_an_npus_chunks_and_simulation_are_asked_too(tmp_path: Path) -> None:
+    source = checkpoints.make_smolvlm(tmp_path / "checkpoint")
+    path = export_package(source, tmp_path / "package", ExportOptions(scheme="w4g32", vision_scheme="w8", verify=False))
+    compile_npu(path, NpuOptions(socs=(), context=160, chunk_tokens=48, ranges="minmax"))
+    asked = open_set(
+        str(write_set(tmp_path / "set", [Question("wide.png", text, ("x",), "c") for text in ("A?", "B?")]))
+    )
+    arguments = {"backend": "qnn-sim"}
+    found = evaluate(str(path), asked, max_new_tokens=4, tiling={"name": "square"}, load_arguments=arguments)
+    assert found.backend == "qnn-sim" and found.cost.n_tiles == 1
+    own = open_package(path).manifest.processor
+    assert own is not None
+    with load(path, **arguments, tiling=measured_tiling(own, "square")) as model:
+        keep_answers_equal(model)
+        assert model.loop.reuse_step == 384, "a multiple of the NPU's chunk and of the others'"
+        model.loop.reuse_step = 1_000_000
+        picture = tmp_path / "set" / "wide.png"
+        texts = [
+            model.generate(q.question, images=[picture], max_new_tokens=4, temperature=0.0) for q in asked.questions
+        ]
+    assert [answer.text for answer in found.answers] == [response.text.strip() for response in texts]
 
 
 def first_logits(model: Model, text: str) -> np.ndarray:
