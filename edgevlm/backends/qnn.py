@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgevlm.backends.npu import Feeds, NpuSession, graph_path, npu_entry, run_session
 from edgevlm.backends.ort import Running, ort_errors, return_free_memory
+from edgevlm.cache import cache_directory
 from edgevlm.errors import BackendError
 from edgevlm.package import Package
 from edgevlm.spec import NpuTarget
@@ -62,6 +63,22 @@ def provider_version() -> str:
     from importlib import metadata
 
     return f"onnxruntime-qnn {metadata.version('onnxruntime-qnn')}"
+
+
+def licence_notice() -> str | None:
+    """Returns LICENCE, but once per machine and version of the provider; None after that.
+
+    Where the cache cannot be written it is returned every time.
+    """
+    shown = cache_directory() / f"{provider_version().replace(' ', '-')}-licence-shown"
+    try:
+        shown.parent.mkdir(parents=True, exist_ok=True)
+        shown.touch(exist_ok=False)
+    except FileExistsError:
+        return LICENCE if not shown.is_file() else None
+    except OSError:
+        return LICENCE
+    return LICENCE
 
 
 def session_options(soc: str | None, *, allow_cpu: bool = False) -> Any:

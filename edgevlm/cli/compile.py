@@ -97,14 +97,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_npu(args: argparse.Namespace) -> int:
-    from edgevlm.backends.qnn import LICENCE
+    from edgevlm.backends.qnn import licence_notice, provider_device
     from edgevlm.package import open_package
     from edgevlm.strict_json import to_json
     from export.npu.compile import NpuOptions, bits_advice, compile_npu
 
     socs = () if args.soc == "none" else tuple(args.soc.split(","))
     if socs:
-        note(LICENCE)
+        provider_device()
+        if (licence := licence_notice()) is not None:
+            note(licence)
     advice = bits_advice(open_package(args.package))
     if advice is not None:
         note(f"note: {advice}")

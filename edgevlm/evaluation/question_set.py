@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from edgevlm.cache import cache_directory
 from edgevlm.errors import UsageError
 from edgevlm.strict_json import from_json
 
@@ -68,11 +68,8 @@ class QuestionSet:
 
 
 def sets_directory() -> Path:
-    """Returns where named sets lie: `sets` in EDGEVLM_CACHE, else XDG_CACHE_HOME/edgevlm, else ~/.cache/edgevlm."""
-    if own := os.environ.get("EDGEVLM_CACHE"):
-        return Path(own) / "sets"
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "edgevlm" / "sets"
+    """Returns where named sets lie."""
+    return cache_directory() / "sets"
 
 
 def open_set(name: str) -> QuestionSet:

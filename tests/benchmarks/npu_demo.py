@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from edgevlm.backends.npu import simulated_session
 from edgevlm.backends.qnn import qnn_session
+from edgevlm.generate import TokenLoop
 from edgevlm.image import load_image, normalize
 from edgevlm.model import load
 from edgevlm.package import Package, open_package
@@ -48,11 +49,12 @@ class Answer:
 
 
 def answer(package: Path, backend: str, question: str, image: Path, n_tokens: int) -> Answer:
-    """Asks about the picture, greedily."""
+    """Asks about the picture, greedily; goes on behind an end token, for the demo answers in one word."""
     rows: list[Float32] = []
     start = time.perf_counter()
     with load(package, backend=backend, threads=2) as model:
         session: Any = model.session
+        model.loop = TokenLoop(session, ())
         for name in ("prefill", "step"):
             setattr(session, name, _recorded(getattr(session, name), rows))
         response = model.generate(question, [image], max_new_tokens=n_tokens, temperature=0)
