@@ -1,12 +1,14 @@
-"""Qualcomm's licence is named once per machine and version of the provider; the provider itself is not needed here."""
+"""What the NPU's backend says about its provider; the provider itself is not needed here."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from edgevlm.backends import qnn
+from edgevlm.errors import BackendError
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +27,10 @@ def test_where_nothing_can_be_kept_it_comes_every_time(monkeypatch: pytest.Monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEVLM_CACHE", str(tmp_path / "file"))
     assert [qnn.licence_notice() for _ in range(2)] == [qnn.LICENCE] * 2
+
+
+def test_a_missing_provider_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qnn, "_devices", [])
+    monkeypatch.setitem(sys.modules, "onnxruntime_qnn", None)
+    with pytest.raises(BackendError, match=r"the NPU needs onnxruntime's QNN provider: pip install 'edgevlm\[qnn\]'"):
+        qnn.provider_device()
