@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Turn:
     response: Response
     n_past: int
     runs: tuple[Run, ...]
+    pixels: int
+    """adler32 of the normalised pixels that were encoded for it, float32."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Played:
 
     variant: str
     plans: tuple[tuple[int, int, int], ...]
+    pixels: tuple[int, ...]
+    """adler32 of each picture's normalised pixels."""
     ids: tuple[tuple[int, ...], ...]
     """Tokens of each turn."""
     milliseconds: dict[str, float]
@@ -69,9 +74,11 @@ def ask_python(package: Path, questions: Sequence[Question], max_new_tokens: int
         session = model.session
         encode, prefill = session.encode, session.prefill
         features: list[NDArray[np.float32]] = []
+        pixels: list[bytes] = []
         given: list[tuple[int, tuple[Run, ...]]] = []
 
         def encode_recorded(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+            pixels.append(np.asarray(tiles, np.float32).tobytes())
             features.append(encode(tiles))
             return features[-1]
 
@@ -89,7 +96,8 @@ def ask_python(package: Path, questions: Sequence[Question], max_new_tokens: int
                 chat.attach(question.picture)
             *_, last = chat.send(question.text, max_new_tokens=max_new_tokens)
             assert last.response is not None
-            turns.append(Turn(last.response, *given[-1]))
+            turns.append(Turn(last.response, *given[-1], zlib.adler32(b"".join(pixels))))
+            pixels.clear()
     return turns
 
 
@@ -168,7 +176,7 @@ def _picture_line(picture: NDArray[np.uint8], path: Path, *, upside_down: bool) 
 
 def read_played(output: str) -> Played:
     """Returns what jni_host.c printed."""
-    variant, plans, ids = "", [], []
+    variant, plans, pixels, ids = "", [], [], []
     milliseconds = dict.fromkeys(("load", "encode", "prefill", "decode"), 0.0)
     turn: list[int] = []
     for line in output.splitlines():
@@ -177,6 +185,8 @@ def read_played(output: str) -> Played:
             variant = first
         elif name == "plan":
             plans.append((int(first), int(rest[0]), int(rest[1])))
+        elif name == "pixels":
+            pixels.append(int(first))
         elif name == "token":
             turn.append(int(first))
         else:
@@ -184,7 +194,7 @@ def read_played(output: str) -> Played:
         if name == "decode":
             ids.append(tuple(turn))
             turn = []
-    return Played(variant, tuple(plans), tuple(ids), milliseconds)
+    return Played(variant, tuple(plans), tuple(pixels), tuple(ids), milliseconds)
 
 
 def write_script(path: Path, lines: Sequence[str]) -> Path:

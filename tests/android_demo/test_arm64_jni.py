@@ -60,6 +60,11 @@ class Asked:
         """What every player must say."""
         return [turn.response.token_ids for turn in self.turns]
 
+    def pixels(self) -> list[int]:
+        """What every player must see."""
+        pairs = zip(self.questions, self.turns, strict=True)
+        return [turn.pixels for question, turn in pairs if question.picture is not None]
+
 
 def played(cpu: str, lines: list[str], scratch: Path) -> Played:
     """Plays to the end; whatever is refused fails the test."""
@@ -95,6 +100,7 @@ def test_a_conversation_is_pythons(seeing: Asked, cpu: str, tmp_path: Path) -> N
     found = played(cpu, seeing.script, tmp_path)
     assert list(found.ids) == seeing.ids()
     assert len(set(found.ids)) > 1
+    assert list(found.pixels) == seeing.pixels()
     tiles = [rows * cols + thumbnail for rows, cols, thumbnail in found.plans]
     assert max(tiles) > 1 and sum(tiles) == seeing.turns[-1].response.n_tiles
 
@@ -106,7 +112,7 @@ def test_other_pixels_give_another_answer(seeing: Asked, tmp_path: Path) -> None
     changed = [*seeing.script[:index], line.removesuffix("3") + "1", *seeing.script[index + 1 :]]
     found = played("max", changed, tmp_path)
     assert list(found.ids[:2]) == seeing.ids()[:2]
-    assert list(found.ids) != seeing.ids()
+    assert list(found.ids) != seeing.ids() and found.pixels[0] == seeing.pixels()[0] != found.pixels[1]
 
 
 def test_refusals_come_with_their_sentence(seeing: Asked, tmp_path: Path) -> None:

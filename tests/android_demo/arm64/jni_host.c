@@ -10,7 +10,8 @@
  *   cancel                                        as another thread would; the next turn is refused
  *   turn N_PAST N_NEW N_EOS EOS... N_RUNS RUN...  RUN is `ids N ID...` or `rows FIRST N` of all pictures' rows
  *
- * Prints what came of each line: "variant NAME", "load MS", "plan ROWS COLS THUMBNAIL", "encode MS", "prefill MS N", one
+ * Prints what came of each line: "variant NAME", "load MS", "plan ROWS COLS THUMBNAIL", "pixels ADLER32" (of
+ * all normalised pixels, float32), "encode MS", "prefill MS N", one
  * "token ID" each, "decode MS N". A refused call prints the library's sentence on stderr; the exit code is its ev_status. */
 #include <dlfcn.h>
 #include <jni.h>
@@ -183,6 +184,17 @@ static jobject pixels_of(const char *path)
     return stub_buffer(bytes, size);
 }
 
+/* zlib's checksum of `size` more bytes, from 1 on. */
+static uint32_t adler32(uint32_t sum, const void *bytes, size_t size)
+{
+    uint32_t low = sum & 0xffff, high = sum >> 16;
+    for (size_t i = 0; i < size; i++) {
+        low = (low + ((const uint8_t *)bytes)[i]) % 65521;
+        high = (high + low) % 65521;
+    }
+    return high << 16 | low;
+}
+
 /* As org.edgevlm.PictureEncoder: batches of tiles, the tower mapped for this picture only. */
 static void encode_picture(void)
 {
@@ -207,15 +219,17 @@ static void encode_picture(void)
         stop("too many pictures");
     kept->n_rows = n_tiles * (int32_t)rows_per_tile;
     kept->rows = allocated((size_t)kept->n_rows * row_bytes);
+    uint32_t sum = 1;
     for (jint begin = 0; begin < n_tiles; begin += batch) {
         jint n = batch < n_tiles - begin ? batch : n_tiles - begin;
         check(prepareTiles(env, NULL, integers, reals, pixels, height, width, pixel_bytes, orientation, 0, begin,
                            begin + n, tiles));
+        sum = adler32(sum, stub_elements(tiles), (size_t)n * tile_bytes);
         char *rows = (char *)kept->rows + (size_t)begin * rows_per_tile * row_bytes;
         check(encode(env, NULL, tower[0], tiles, n, stub_buffer(rows, (size_t)n * rows_per_tile * row_bytes)));
     }
     towerFree(env, NULL, tower[0]);
-    printf("encode %.1f\n", milliseconds() - start);
+    printf("encode %.1f\npixels %u\n", milliseconds() - start, sum);
 }
 
 /* As org.edgevlm.KeyValueStore under memory pressure. */

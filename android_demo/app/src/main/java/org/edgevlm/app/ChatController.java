@@ -126,6 +126,13 @@ final class ChatController {
         return saved.draft;
     }
 
+    /** Returns the draft for a screen that shows it from now on, so that it does not come back once it is deleted there. */
+    String takeDraft() {
+        String draft = saved.draft;
+        saved.draft = "";
+        return draft;
+    }
+
     /** The question that is being answered. */
     String asked() {
         return asked;

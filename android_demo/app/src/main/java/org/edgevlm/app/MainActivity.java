@@ -69,7 +69,7 @@ public final class MainActivity extends Activity implements ChatController.Watch
         pick.setOnClickListener(view -> pickPicture());
         camera.setOnClickListener(view -> takePicture());
         grid.setOnClickListener(view -> controller.detach());
-        question.setText(controller.draft());
+        question.setText(controller.takeDraft());
         if (state != null) {
             cameraUri = state.getParcelable(CAMERA_URI);
         } else {
@@ -130,8 +130,8 @@ public final class MainActivity extends Activity implements ChatController.Watch
         if (text.isEmpty()) {
             return;
         }
+        question.setText("");
         controller.send(text, DemoApplication.of(this).settings());
-        question.setText(controller.draft());
     }
 
     private void pickPicture() {
@@ -238,8 +238,9 @@ public final class MainActivity extends Activity implements ChatController.Watch
         send.setEnabled(answering || state == ChatController.State.READY);
         pick.setEnabled(!answering);
         camera.setEnabled(!answering);
+        // A question that was refused or stopped comes back, unless another has been begun.
         if (!answering && question.getText().length() == 0 && !controller.draft().isEmpty()) {
-            question.setText(controller.draft());
+            question.setText(controller.takeDraft());
         }
         status.setText(statusText(state));
         showPicture();

@@ -173,7 +173,8 @@ final class ControllerChecks {
 
         Main again = new Main();
         ChatController other = ready(directory, again);
-        Checks.equal(other.draft(), "half a que");
+        Checks.equal(other.takeDraft(), "half a que");
+        Checks.equal(other.draft(), "");
         Checks.equal(other.turns().get(0).question, "What is this? \ud83d\ude42");
         ask(other, again, "And now?");
         Checks.equal(other.turns().get(1).answer, said);
