@@ -1,8 +1,8 @@
 """The NPU's host loop: fixed graphs, right-padded chunks, a mask, and a cache of bytes that the host keeps.
 
 The graphs take the whole cache and return the new rows, already as uint8: the host copies them in and computes
-nothing. Rows at and after `n_past` are hidden by the mask. On which device a graph runs is the runner's matter:
-`SimulatedGraphs` runs the same files on onnxruntime's CPU, edgevlm.backends.qnn on Qualcomm's NPU.
+nothing. Rows at and after `n_past` are hidden by the mask. On which device a graph runs is the matter of its
+`NpuGraphs`: simulated on onnxruntime's CPU, or edgevlm.backends.qnn on Qualcomm's NPU.
 """
 
 from __future__ import annotations
@@ -10,93 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.backends.draft_tree import DraftTree, accepted_path, check_tree, leaf_paths, shared_length
-from edgevlm.backends.ort import Calls, Graph, Running, default_threads, ort_errors, return_free_memory
+from edgevlm.backends.npu_graphs import Feeds, NpuGraphs, SimulatedGraphs
+from edgevlm.backends.ort import Calls, Graph, Running, default_threads, return_free_memory
 from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timings
-from edgevlm.errors import BackendError, ContextFullError, PackageError, UsageError
+from edgevlm.errors import BackendError, ContextFullError, UsageError
 from edgevlm.package import Package
 from edgevlm.spec import CacheEntry, NpuEntry
 
 CACHE_ZERO_POINT = 128
 """The code of zero in keys and values."""
-
-Feeds = dict[str, NDArray[Any]]
-
-
-class GraphRunner(Protocol):
-    """Runs the fixed graphs of one package by name."""
-
-    def run(self, name: str, feeds: Feeds, running: Running) -> list[NDArray[Any]]:
-        """Returns the outputs in the graph's order. Loads the graph at its first use."""
-
-    def release(self, prefix: str) -> None:
-        """Frees graphs whose name starts with `prefix`."""
-
-    def loaded(self, prefix: str) -> bool:
-        """Whether such a graph is held."""
-
-
-class SimulatedGraphs:
-    """The quantised graphs on onnxruntime's CPU, as written: no operator is fused, each rounding takes place."""
-
-    def __init__(self, package: Package, entry: NpuEntry, n_threads: int) -> None:
-        self._package = package
-        self._paths = {graph.name: graph.path for graph in entry.graphs}
-        self._n_threads = n_threads
-        self._sessions: dict[str, Any] = {}
-
-    def run(self, name: str, feeds: Feeds, running: Running) -> list[NDArray[Any]]:
-        """Runs one graph. Raises Cancelled, and BackendError when onnxruntime fails."""
-        if name not in self._sessions:
-            self._sessions[name] = self._open(name)
-        return run_session(self._sessions[name], name, feeds, running)
-
-    def release(self, prefix: str) -> None:
-        """Frees graphs by the start of their name."""
-        self._sessions = {name: held for name, held in self._sessions.items() if not name.startswith(prefix)}
-        return_free_memory()
-
-    def loaded(self, prefix: str) -> bool:
-        """Whether such a graph is held."""
-        return any(name.startswith(prefix) for name in self._sessions)
-
-    def _open(self, name: str) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = self._n_threads
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        path = graph_path(self._package, self._paths, name)
-        try:
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except ort_errors() as error:
-            raise PackageError(
-                f"{path}: onnxruntime cannot open the graph ({error}); compile the package again"
-            ) from None
-
-
-def graph_path(package: Package, paths: dict[str, str], name: str) -> str:
-    """Returns the file of a fixed graph. Raises PackageError when the package has none of this name."""
-    if name not in paths:
-        raise PackageError(f"{package.path}: there is no NPU graph {name!r} (there are: {', '.join(sorted(paths))})")
-    return str(package.file(paths[name]))
-
-
-def run_session(session: Any, name: str, feeds: Feeds, running: Running) -> list[NDArray[Any]]:
-    """Runs an onnxruntime session. Raises Cancelled after a cancel, BackendError when it fails."""
-    running.check()
-    try:
-        outputs: list[NDArray[Any]] = session.run(None, feeds, running.options)
-    except ort_errors() as error:
-        running.check()
-        raise BackendError(f"the NPU graph {name!r} failed: {' '.join(str(error).split())[:300]}") from None
-    return outputs
 
 
 def npu_entry(package: Package) -> NpuEntry:
@@ -117,7 +45,7 @@ class _Snapshot:
 class NpuSession:
     """Session protocol on fixed graphs; see edgevlm.backends.session for what each method promises."""
 
-    def __init__(self, package: Package, runner: GraphRunner, *, context: int | None = None) -> None:
+    def __init__(self, package: Package, runner: NpuGraphs, *, context: int | None = None) -> None:
         """Raises BackendError without NPU graphs, UsageError for a context longer than they were compiled for."""
         entry, decoder = npu_entry(package), package.manifest.decoder
         if context is not None and not 1 <= context <= entry.context:

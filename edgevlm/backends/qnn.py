@@ -14,8 +14,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgevlm.backends.npu import Feeds, NpuSession, graph_path, npu_entry, run_session
-from edgevlm.backends.ort import Running, ort_errors, return_free_memory
+from edgevlm.backends.npu import NpuSession, npu_entry
+from edgevlm.backends.npu_graphs import Feeds, NpuGraphs
+from edgevlm.backends.ort import Running, ort_errors
 from edgevlm.cache import cache_directory
 from edgevlm.errors import BackendError
 from edgevlm.package import Package
@@ -106,7 +107,7 @@ def session_options(soc: str | None, *, allow_cpu: bool = False) -> Any:
     return options
 
 
-class QnnGraphs:
+class QnnGraphs(NpuGraphs):
     """The context binaries of one target, loaded graph by graph at their first use."""
 
     def __init__(self, package: Package, target: NpuTarget) -> None:
@@ -117,35 +118,21 @@ class QnnGraphs:
                 f"{package.path}: the binaries for {target.soc} share their weights, which the x86-64 emulator cannot "
                 "load; compile without --share-weights to run them here"
             )
-        self._package = package
+        super().__init__(package, target.graphs)
         self._target = target
-        self._paths = {graph.name: graph.path for graph in target.graphs}
-        self._sessions: dict[str, Any] = {}
 
     def run(self, name: str, feeds: Feeds, running: Running) -> list[NDArray[Any]]:
         """Runs one graph on the NPU. Raises Cancelled, and BackendError when it fails or does not fit the NPU."""
         with quiet_stdout():
-            if name not in self._sessions:
-                self._sessions[name] = self._open(name)
-            return run_session(self._sessions[name], name, feeds, running)
-
-    def release(self, prefix: str) -> None:
-        """Frees graphs by the start of their name."""
-        self._sessions = {name: held for name, held in self._sessions.items() if not name.startswith(prefix)}
-        return_free_memory()
-
-    def loaded(self, prefix: str) -> bool:
-        """Whether such a graph is held."""
-        return any(name.startswith(prefix) for name in self._sessions)
+            return super().run(name, feeds, running)
 
     def placement(self, name: str) -> dict[str, list[str]]:
         """Returns the nodes of a loaded graph by provider."""
         return node_placement(self._sessions[name])
 
-    def _open(self, name: str) -> Any:
+    def _open(self, path: str) -> Any:
         import onnxruntime
 
-        path = graph_path(self._package, self._paths, name)
         options = session_options(self._target.soc, allow_cpu=bool(self._target.on_cpu))
         try:
             return onnxruntime.InferenceSession(path, options)
