@@ -154,7 +154,7 @@ test: $(VENV)/.dev $(NATIVE) ## lint, types, tests; the other test targets have 
 test-slow: $(VENV)/.qnn $(NATIVE) ## tests that take minutes, with real weights
 	EDGEVLM_TEST_WEIGHTS=1 $(VENV)/bin/python -m pytest -m slow $(PYTEST_FLAGS)
 
-test-emulated: $(VENV)/.qnn $(NATIVE) ## arm64 and Hexagon under qemu, the NPU's emulator; needs the tools of `make deps`
+test-emulated: $(VENV)/.qnn $(NATIVE) ## arm64, Hexagon and older x86-64 under qemu, the NPU's emulator; needs the tools of `make deps`
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'emulated and not slow' $(PYTEST_FLAGS)
 
 test-android: $(VENV)/.dev $(NATIVE) ## the Android library and the app's logic on the desktop JVM, the APK's parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -90,3 +91,13 @@ def _status_bytes(key: str) -> int | None:
     except (OSError, ValueError):
         pass
     return None
+
+
+def return_freed_memory() -> None:
+    """Gives the pages of freed blocks back to the system, where the C library can.
+
+    Parsing a vocabulary of 150,000 leaves some 100 MB of them, which would count beside the weights for good.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))

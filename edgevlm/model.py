@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from edgevlm.backends.session import Float32, MemoryReport, Session
 from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.generate import Chunk, GenerationOptions, PictureRun, Prompt, Response, TokenLoop, generation_options
 from edgevlm.image import ImageSource, load_image
+from edgevlm.machine_memory import return_freed_memory
 from edgevlm.memory import MemoryEstimate, NativeChoice, check_memory
 from edgevlm.package import Package, open_package
 from edgevlm.pictures import Picture, PictureEncoder
@@ -65,7 +67,12 @@ def load(
     compiled = package.compiled(host_arch()) if chosen == "native" else None
     native = None if compiled is None else NativeChoice(compiled, options.kv_bits)
     estimate = check_memory(package, check_context(package, context), memory_budget_bytes, native)
-    return Model(package, open_session(package, chosen, options), estimate=estimate, fit=fit, tiling=tiling)
+    with ThreadPoolExecutor(1, "tokenizer") as reader:  # its parser lets go of the interpreter's lock
+        parsed = reader.submit(Tokenizer.open, package)
+        session = open_session(package, chosen, options)
+    tokenizer = parsed.result()
+    return_freed_memory()
+    return Model(package, session, tokenizer, estimate=estimate, fit=fit, tiling=tiling)
 
 
 class Model:
@@ -75,6 +82,7 @@ class Model:
         self,
         package: Package,
         session: Session,
+        tokenizer: Tokenizer,
         *,
         estimate: MemoryEstimate,
         fit: bool = False,
@@ -87,7 +95,7 @@ class Model:
         self.fit = fit
         self.tiling = tiling or manifest.processor
         """What plans pictures; they are painted as the package's own processor says, as the tower was trained."""
-        self.tokenizer = Tokenizer.open(package)
+        self.tokenizer = tokenizer
         self.template = ChatTemplate.open(package)
         self.loop = TokenLoop(session, manifest.generation.eos_token_ids)
         self.encoder: PictureEncoder | None = None

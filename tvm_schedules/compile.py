@@ -11,14 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgevlm.backends.onnx import OnnxSession
 from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
 from edgevlm.package import Package, open_package
 from edgevlm.spec import MANIFEST_NAME, CompiledEntry, FileEntry, Manifest
 from edgevlm.strict_json import to_json
-from edgevlm.tokenizer import Tokenizer
+from tvm_schedules.key_ranges import KeyRange, measure_keys
 from tvm_schedules.lower import CHUNK_TOKENS, lower_decoder
 from tvm_schedules.lower_vision import LoweredTower, lower_vision
 from tvm_schedules.onnx_graph import OnnxGraph
@@ -28,8 +26,6 @@ from tvm_schedules.tower_kernels import TOWER_ARCHS
 PACKED_ARCHS = ("x86_64", "arm64")
 """Architectures whose weight layout `layouts` packs."""
 PLAN, WEIGHTS, VISION = "plan.bin", "weights.bin", "vision.bin"
-CENTRE_TOKENS = 1024
-"""Tokens of text that the keys' means are taken over."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,23 +43,25 @@ def compile_package(
 
     `language_only` leaves the vision tower to onnxruntime, as does an architecture without kernels for it.
 
-    `text` is run once to find each key channel's mean, which the cache subtracts before it quantises: softmax does not
-    change, and the codes lose nothing to a constant. A killed run leaves the package as it was.
+    `text` is run once to find the range of each channel of the keys (`key_ranges`): what the cache quantises is then
+    centred and level, and the model's floats are the same. A killed run leaves the package as it was.
     Raises UnsupportedModelError naming the node that the engine cannot run.
     """
     check_arch(arch)
     package = open_package(path)
+    if package.manifest.decoder.position_rank != 1:
+        raise UnsupportedModelError(f"{package.path}: the engine takes positions of rank 1; use onnxruntime")
     vision = _has_tower(package) and not language_only and arch in TOWER_ARCHS
     report = progress or (lambda stage, done, total: None)
     report("measure keys", 0, 1)
-    centres = key_centres(package, text)
+    ranges = measure_keys(package, text)
     report("lower", 0, 1)
     directory = package.path / "lib" / arch
     scratch = package.path / "lib" / f".{arch}.partial"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        _write(package, arch, centres, scratch, vision)
+        _write(package, arch, ranges, scratch, vision)
         names = [PLAN, WEIGHTS, VISION] if vision else [PLAN, WEIGHTS]
         paths = [f"lib/{arch}/{name}" for name in names]
         entry = CompiledEntry(arch, paths[0], paths[1], VERSION, paths[2] if vision else None)
@@ -128,29 +126,11 @@ def _has_tower(package: Package) -> bool:
     return any(entry.name == "vision_encoder" for entry in package.manifest.graphs)
 
 
-def key_centres(package: Package, text: str) -> list[NDArray[np.float32]]:
-    """Returns per layer the mean (G, E) of the rotated keys over the first tokens of `text`."""
-    tokenizer = Tokenizer.open(package)
+def _write(package: Package, arch: str, ranges: list[KeyRange], directory: Path, vision: bool) -> None:
     decoder = package.manifest.decoder
-    n_tokens = min(CENTRE_TOKENS, decoder.max_position_embeddings)
-    ids = np.array(tokenizer.encode(text)[:n_tokens], np.int64)
-    session = OnnxSession(package, context=n_tokens)
-    session.prefill([ids], np.arange(len(ids)))
-    arrays = session.snapshot().arrays
-    return [
-        array[0].mean(axis=1, dtype=np.float64).astype(np.float32)
-        for entry, array in zip(decoder.cache, arrays, strict=True)
-        if entry.kind == "key"
-    ]
-
-
-def _write(package: Package, arch: str, centres: list[NDArray[np.float32]], directory: Path, vision: bool) -> None:
-    decoder = package.manifest.decoder
-    if package.manifest.decoder.position_rank != 1:
-        raise UnsupportedModelError(f"{package.path}: the engine takes positions of rank 1; use onnxruntime")
     sources = [OnnxGraph(package.graph(name)) for name in ("decoder_model_merged", "embed_tokens")]
     with WeightsFile(directory / WEIGHTS, arch) as weights:
-        lowered = lower_decoder(sources[0], sources[1], weights, centres)
+        lowered = lower_decoder(sources[0], sources[1], weights, ranges)
     graphs = [Graph(0, lowered.ops, lowered.buffers, lowered.graph_input, lowered.graph_output, CHUNK_TOKENS)]
     vision_hash = NO_FILE
     if vision:
@@ -207,8 +187,6 @@ def _write_manifest(directory: Path, manifest: Manifest) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(directory / MANIFEST_NAME)
-
-
 
 
 def compile_tower(graph: Path, arch: str, directory: Path) -> LoweredTower:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevlm.errors import UnsupportedModelError
+from tvm_schedules.key_ranges import Float32, KeyRange, level, row_factors
 from tvm_schedules.matrices import Matrix, interleave, matrix_from_blocks, merge, read_matrix, store
 from tvm_schedules.onnx_graph import Node, OnnxGraph
 from tvm_schedules.patterns import PatternReader
@@ -87,20 +87,20 @@ class Lowered:
 
 
 def lower_decoder(
-    decoder: OnnxGraph, embed: OnnxGraph, weights: WeightsFile, key_centres: Sequence[NDArray[np.float32]]
+    decoder: OnnxGraph, embed: OnnxGraph, weights: WeightsFile, key_ranges: Sequence[KeyRange]
 ) -> Lowered:
     """Lowers the graphs `decoder_model_merged` and `embed_tokens`.
 
-    `key_centres` has one (G, E) array per layer, subtracted from its rotated keys.
+    `key_ranges` has one entry per layer: what is taken from its keys, and what they are divided by.
     Raises UnsupportedModelError naming the first node without a pattern.
     """
-    return _Lowering(decoder, weights, key_centres).run(embed)
+    return _Lowering(decoder, weights, key_ranges).run(embed)
 
 
 class _Lowering(PatternReader):
-    def __init__(self, graph: OnnxGraph, weights: WeightsFile, key_centres: Sequence[NDArray[np.float32]]) -> None:
+    def __init__(self, graph: OnnxGraph, weights: WeightsFile, key_ranges: Sequence[KeyRange]) -> None:
         super().__init__(graph, weights)
-        self.key_centres = key_centres
+        self.key_ranges = key_ranges
         self.values |= dict.fromkeys(("attention_mask", "num_logits_to_keep", "position_ids"), Control())
         self.layer = 0
         self.max_positions = 0
@@ -172,13 +172,16 @@ class _Lowering(PatternReader):
                 f"node {node.name}: heads of {head_dim} channels, {2 * half} of them rotated; the engine has "
                 f"attention for {HEAD_DIMS}, all rotated"
             )
-        matrix = store(self.weights, merge([read_matrix(self.graph, linear.node) for linear in linears]))
-        matrix["bias"] = self._bias([linear.node for linear in linears], matrix["n"])
+        projections = [read_matrix(self.graph, linear.node) for linear in linears]
+        keys, *levelled = level(self.key_ranges[self.layer], projections[0], projections[1])
+        matrix = store(self.weights, merge([*levelled, projections[2]]))
+        factors = row_factors(keys, heads)
+        matrix["bias"] = self._bias([linear.node for linear in linears], matrix["n"], factors)
         self._quantise(query.linear.source, matrix["k"], matrix["group"])
         self._gemm(matrix, node, "qkv", CHUNK_TOKENS, frozenset())
         shared: dict[str, Any] = {"n": matrix["n"], "layer": self.layer}
         shared |= {"head_dim": head_dim, "heads": heads, "kv_heads": kv_heads}
-        centre = self.weights.add(self.key_centres[self.layer].astype(np.float32))
+        centre = self.weights.add(keys.centre / keys.factors)
         scale = float(node.attributes.get("scale") or head_dim**-0.5)
         tables: dict[str, Any] = {"cos": self.table(query.cos), "sin": self.table(query.sin)}
         self.ops.append(Op("append", value=scale, source="qkv", centre=centre, **tables, **shared))
@@ -279,10 +282,14 @@ class _Lowering(PatternReader):
             flags |= {"zero_point"}
         self.ops.append(Op("gemm", flags, target=target, **matrix))
 
-    def _bias(self, nodes: Sequence[Node], n: int) -> int:
+    def _bias(self, nodes: Sequence[Node], n: int, factors: Float32 | None = None) -> int:
+        """Stores the biases of stacked linears, the first ones multiplied by `factors`."""
         if not any(node.input(5) for node in nodes):
             return NONE
-        return self.weights.add(self.stacked_bias(nodes, n))
+        bias = self.stacked_bias(nodes, n)
+        if factors is not None:
+            bias[: len(factors)] *= factors
+        return self.weights.add(bias)
 
     def _buffer(self, name: str, width: int, rows: int) -> None:
         self.buffers.setdefault(name, Buffer(name, width, rows))

@@ -3,20 +3,9 @@
 #include <string.h>
 
 #include "internal.h"
+#include "layout.h"
 
-enum { KEY_BLOCK = 64, ALIGNMENT = 64 };
-
-/* Lays parts out in one block: first call with base NULL to measure, then with the block. */
-typedef struct {
-    char *base;
-    int64_t used;
-} ev_layout;
-
-static void *take(ev_layout *layout, int64_t bytes) {
-    void *place = layout->base ? layout->base + layout->used : NULL;
-    layout->used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    return place;
-}
+enum { KEY_BLOCK = 64 };
 
 static int32_t padded_rows(const ev_model *model) {
     const int32_t rows = model->header->chunk_tokens, tile = model->variant->prefill_rows;
@@ -62,20 +51,20 @@ static void lay_out(ev_context *context, ev_layout *layout) {
     for (uint32_t i = 0; i < model->header->n_layers; ++i) {
         ev_layer_cache *layer = &context->layers[i];
         const int64_t slots = (int64_t)layer->kv_heads * context->capacity;
-        layer->keys = take(layout, cache_bytes(slots * layer->head_dim, ev_cache_forms[layer->form].key_bits));
-        layer->values = take(layout, cache_bytes(slots * layer->head_dim, ev_cache_forms[layer->form].value_bits));
-        layer->key_scales = take(layout, slots * 4);
-        layer->value_scales = take(layout, slots * 4);
+        layer->keys = ev_take(layout, cache_bytes(slots * layer->head_dim, ev_cache_forms[layer->form].key_bits));
+        layer->values = ev_take(layout, cache_bytes(slots * layer->head_dim, ev_cache_forms[layer->form].value_bits));
+        layer->key_scales = ev_take(layout, slots * 4);
+        layer->value_scales = ev_take(layout, slots * 4);
     }
-    context->arena = take(layout, (int64_t)graph->arena_floats * 4);
-    context->codes = take(layout, rows * widest);
-    context->scales = take(layout, rows * most_groups * model->variant->row_copies * 4);
-    context->sums = take(layout, rows * most_groups * model->variant->row_copies * 4);
-    context->partials = take(layout, partial_floats(context) * 4);
-    context->ids = take(layout, rows * 4);
-    context->positions = take(layout, rows * 4);
-    context->op_times = take(layout, graph->n_ops * (int64_t)sizeof *context->op_times);
-    context->tree = take(layout, EV_MAX_LOGIT_ROWS * 4);
+    context->arena = ev_take(layout, (int64_t)graph->arena_floats * 4);
+    context->codes = ev_take(layout, rows * widest);
+    context->scales = ev_take(layout, rows * most_groups * model->variant->row_copies * 4);
+    context->sums = ev_take(layout, rows * most_groups * model->variant->row_copies * 4);
+    context->partials = ev_take(layout, partial_floats(context) * 4);
+    context->ids = ev_take(layout, rows * 4);
+    context->positions = ev_take(layout, rows * 4);
+    context->op_times = ev_take(layout, graph->n_ops * (int64_t)sizeof *context->op_times);
+    context->tree = ev_take(layout, EV_MAX_LOGIT_ROWS * 4);
 }
 
 ev_status ev_context_new(ev_model *model, int32_t capacity, const uint8_t *kv_bits, ev_context **result) {
@@ -104,7 +93,7 @@ ev_status ev_context_new(ev_model *model, int32_t capacity, const uint8_t *kv_bi
     ev_layout measure = {NULL, 0};
     lay_out(context, &measure);
     context->block_bytes = measure.used;
-    if (posix_memalign(&context->block, ALIGNMENT, (size_t)measure.used)) {
+    if (posix_memalign(&context->block, EV_ALIGNMENT, (size_t)measure.used)) {
         context->block = NULL;
         ev_context_free(context);
         return ev_fail(EV_ERROR_BACKEND, "cannot allocate %lld bytes for a context of %d tokens", (long long)measure.used, capacity);

@@ -3,13 +3,14 @@
  * phone's photo so needs a few hundred KB of scratch beside its own pixels, and no turned copy. */
 #include <string.h>
 
+#include "layout.h"
 #include "picture.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #endif
 
-enum { MAX_SIDE = 1 << 18, MAX_PASSES = 6, SCRATCH_ALIGN = 64 };
+enum { MAX_SIDE = 1 << 18, MAX_PASSES = 6 };
 
 /* Where finished rows go, normalised or not; `tile` is the tile's place in the prompt. */
 typedef struct {
@@ -53,18 +54,6 @@ typedef struct {
     ev_tile_writer writer;
     ev_sums sums;
 } ev_pipeline;
-
-/* Lays buffers out: first with base NULL to measure, then in the scratch. */
-typedef struct {
-    char *base;
-    int64_t used;
-} ev_layout;
-
-static void *take(ev_layout *layout, int64_t bytes) {
-    void *place = layout->base ? layout->base + layout->used : NULL;
-    layout->used += (bytes + SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN;
-    return place;
-}
 
 static int is_transposed(int32_t orientation) { return orientation >= 5 && orientation <= 8; }
 
@@ -225,17 +214,17 @@ static void add_pass(ev_pipeline *pipeline, int kind, int32_t n_in, int32_t n_ou
     if (kind == COPY) return;
     ev_axis *axis = &pass->axis;
     axis->taps = ev_axis_taps(n_in, n_out, resample);
-    axis->first = take(layout, n_out * (int64_t)sizeof(int32_t));
-    axis->n = take(layout, n_out * (int64_t)sizeof(int32_t));
-    axis->weights = take(layout, (int64_t)axis->taps * n_out * (int64_t)sizeof(int32_t));
+    axis->first = ev_take(layout, n_out * (int64_t)sizeof(int32_t));
+    axis->n = ev_take(layout, n_out * (int64_t)sizeof(int32_t));
+    axis->weights = ev_take(layout, (int64_t)axis->taps * n_out * (int64_t)sizeof(int32_t));
     pass->row_bytes = (width * 3 + EV_ROW_ALIGN - 1) / EV_ROW_ALIGN * EV_ROW_ALIGN;
-    pass->rows = take(layout, (int64_t)pass->row_bytes * (kind == DOWN ? axis->taps : EV_ROWS));
+    pass->rows = ev_take(layout, (int64_t)pass->row_bytes * (kind == DOWN ? axis->taps : EV_ROWS));
     if (kind == ACROSS) {
-        pass->block = take(layout, (int64_t)n_in * 3 * EV_ROWS);
+        pass->block = ev_take(layout, (int64_t)n_in * 3 * EV_ROWS);
         return;
     }
-    pass->out = take(layout, pass->row_bytes);
-    pass->inputs = take(layout, (int64_t)axis->taps * (int64_t)sizeof *pass->inputs);
+    pass->out = ev_take(layout, pass->row_bytes);
+    pass->inputs = ev_take(layout, (int64_t)axis->taps * (int64_t)sizeof *pass->inputs);
 }
 
 /* Passes that change nothing are left out. A picture whose height shrinks by more than twice what its width does is
@@ -266,9 +255,9 @@ static void build(ev_pipeline *pipeline, const ev_image_spec *spec, const ev_til
         if (pipeline->passes[i].axis.taps > taps) taps = pipeline->passes[i].axis.taps;
         if (i + 1 < pipeline->n_passes && i + 1 != pipeline->n_grid_passes) pipeline->passes[i].next = &pipeline->passes[i + 1];
     }
-    pipeline->room = take(layout, taps * (int64_t)sizeof(double));
-    pipeline->source_bytes = (plan->width * 3 + SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN;
-    pipeline->source_rows = take(layout, (int64_t)pipeline->source_bytes * EV_ROWS);
+    pipeline->room = ev_take(layout, taps * (int64_t)sizeof(double));
+    pipeline->source_bytes = (int32_t)ev_aligned(plan->width * 3);
+    pipeline->source_rows = ev_take(layout, (int64_t)pipeline->source_bytes * EV_ROWS);
 }
 
 ev_status ev_image_scratch_bytes(const ev_image_spec *spec, const ev_tile_plan *plan, int64_t *size_bytes) {
@@ -277,7 +266,7 @@ ev_status ev_image_scratch_bytes(const ev_image_spec *spec, const ev_tile_plan *
     ev_pipeline pipeline;
     ev_layout measure = {NULL, 0};
     build(&pipeline, spec, plan, &measure);
-    *size_bytes = measure.used + SCRATCH_ALIGN;
+    *size_bytes = measure.used + EV_ALIGNMENT;
     return EV_OK;
 }
 
@@ -393,10 +382,10 @@ ev_status ev_prepare_tiles(const ev_picture *picture, const ev_image_spec *spec,
         return ev_fail(EV_ERROR_USAGE, "%d tiles have %lld bytes, as floats %lld; the buffers have %lld and %lld", tile_end - tile_begin, (long long)bytes,
                        (long long)bytes * (long long)sizeof(float), (long long)tiles_bytes, (long long)pixels_bytes);
     build(&pipeline, spec, plan, &layout);
-    if (!scratch || scratch_bytes < layout.used + SCRATCH_ALIGN)
-        return ev_fail(EV_ERROR_USAGE, "the scratch has %lld bytes, expected %lld", (long long)scratch_bytes, (long long)layout.used + SCRATCH_ALIGN);
-    memset(scratch, 0, (size_t)(layout.used + SCRATCH_ALIGN));
-    layout = (ev_layout){(char *)(((uintptr_t)scratch + SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN), 0};
+    if (!scratch || scratch_bytes < layout.used + EV_ALIGNMENT)
+        return ev_fail(EV_ERROR_USAGE, "the scratch has %lld bytes, expected %lld", (long long)scratch_bytes, (long long)layout.used + EV_ALIGNMENT);
+    memset(scratch, 0, (size_t)(layout.used + EV_ALIGNMENT));
+    layout = (ev_layout){(char *)(((uintptr_t)scratch + EV_ALIGNMENT - 1) / EV_ALIGNMENT * EV_ALIGNMENT), 0};
     build(&pipeline, spec, plan, &layout);
     for (int i = 0; i < pipeline.n_passes; ++i)
         if (pipeline.passes[i].kind != COPY) ev_axis_fill(&pipeline.passes[i].axis, spec->resample, pipeline.room);

@@ -210,7 +210,7 @@ static ev_status pick_variant(ev_model *model, const char *wanted) {
         if (wanted) return ev_fail(EV_ERROR_BACKEND, "this CPU lacks a feature that the variant '%s' needs", wanted);
     }
     if (wanted) return ev_fail(EV_ERROR_USAGE, "there is no variant '%s' in this library", wanted);
-    return ev_fail(EV_ERROR_BACKEND, "this CPU is below the oldest variant of this library ('%s')", ev_variant_table[ev_variant_count - 1].name);
+    return ev_fail(EV_ERROR_BACKEND, "this CPU is below the oldest variant of this library ('%s'); load the package with onnxruntime", ev_variant_table[ev_variant_count - 1].name);
 }
 
 ev_any_fn ev_find_kernel(const ev_model *model, const char *name) {

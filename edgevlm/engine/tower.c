@@ -5,19 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGNMENT = 64 };
-
-/* Lays parts out in one block: first with base NULL to measure, then with the block. */
-typedef struct {
-    char *base;
-    int64_t used;
-} ev_layout;
-
-static void *take(ev_layout *layout, int64_t bytes) {
-    void *place = layout->base ? layout->base + layout->used : NULL;
-    layout->used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    return place;
-}
+#include "layout.h"
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -52,22 +40,22 @@ ev_status ev_find_tower_kernels(const ev_model *model, const ev_op *op, ev_op_ke
 }
 
 static void lay_out_codes(ev_codes *codes, ev_layout *layout, int64_t bytes, int64_t groups) {
-    codes->codes = take(layout, bytes);
-    codes->scales = take(layout, groups * (int64_t)sizeof(float));
-    codes->sums = take(layout, groups * (int64_t)sizeof(int32_t));
+    codes->codes = ev_take(layout, bytes);
+    codes->scales = ev_take(layout, groups * (int64_t)sizeof(float));
+    codes->sums = ev_take(layout, groups * (int64_t)sizeof(int32_t));
 }
 
 static void lay_out_attention(ev_attention *attention, ev_layout *layout, int64_t rows, int64_t codes, int64_t values, int64_t width) {
-    attention->queries = take(layout, codes);
-    attention->keys = take(layout, codes);
-    attention->values = take(layout, values);
-    attention->query_scales = take(layout, rows * 4);
-    attention->query_sums = take(layout, rows * 4);
-    attention->key_scales = take(layout, rows * 4);
-    attention->key_bias = take(layout, rows * 4);
-    attention->key_means = take(layout, width * 4);
-    attention->value_means = take(layout, width * 4);
-    attention->value_scales = take(layout, width * 4);
+    attention->queries = ev_take(layout, codes);
+    attention->keys = ev_take(layout, codes);
+    attention->values = ev_take(layout, values);
+    attention->query_scales = ev_take(layout, rows * 4);
+    attention->query_sums = ev_take(layout, rows * 4);
+    attention->key_scales = ev_take(layout, rows * 4);
+    attention->key_bias = ev_take(layout, rows * 4);
+    attention->key_means = ev_take(layout, width * 4);
+    attention->value_means = ev_take(layout, width * 4);
+    attention->value_scales = ev_take(layout, width * 4);
 }
 
 static void lay_out(ev_tower *tower, ev_layout *layout) {
@@ -98,13 +86,13 @@ static void lay_out(ev_tower *tower, ev_layout *layout) {
         default: break;
         }
     }
-    tower->arena = take(layout, (int64_t)graph->arena_floats * 4);
+    tower->arena = ev_take(layout, (int64_t)graph->arena_floats * 4);
     lay_out_codes(&tower->codes[0], layout, bytes, groups);
     lay_out_codes(&tower->codes[1], layout, bytes, groups);
     lay_out_attention(&tower->attention, layout, rows, codes, values, width);
     tower->scratch_floats = (scratch + 15) / 16 * 16;
-    tower->op_times = take(layout, tower->graph->n_ops * (int64_t)sizeof *tower->op_times);
-    tower->scratch = take(layout, threads * tower->scratch_floats * 4);
+    tower->op_times = ev_take(layout, tower->graph->n_ops * (int64_t)sizeof *tower->op_times);
+    tower->scratch = ev_take(layout, threads * tower->scratch_floats * 4);
 }
 
 ev_status ev_tower_new(ev_model *model, ev_tower **result) {
@@ -124,7 +112,7 @@ ev_status ev_tower_new(ev_model *model, ev_tower **result) {
         ev_layout measure = {NULL, 0};
         lay_out(tower, &measure);
         tower->block_bytes = measure.used;
-        if (posix_memalign(&tower->block, ALIGNMENT, (size_t)measure.used)) {
+        if (posix_memalign(&tower->block, EV_ALIGNMENT, (size_t)measure.used)) {
             tower->block = NULL;
             status = ev_fail(EV_ERROR_BACKEND, "cannot allocate %lld bytes for the vision encoder", (long long)measure.used);
         }

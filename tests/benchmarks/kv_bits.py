@@ -3,9 +3,10 @@
     python -m tests.benchmarks.kv_bits FP32_PACKAGE [--context 8192] [--scored 128]
 
 The engine rounds activations too, and two runs of it that differ in one bit drift apart by that rounding's own noise
-(tvm_schedules/LOG.md); here only the cache differs. After each chunk its new keys, less the mean of each channel, and
-its values are rounded as tvm_schedules/attention/cache.py does, one scale per token and head. Prints mean KL and top-1
-agreement with the float cache over the last --scored positions, centred and as they are.
+(tvm_schedules/LOG.md); here only the cache differs. After each chunk its new keys and values are rounded as
+tvm_schedules/attention/cache.py does, one scale per token and head. Prints mean KL and top-1 agreement with the float
+cache over the last --scored positions, for keys as they are, less the mean of each channel ("centred"), and divided by
+powers of two per channel besides ("levelled", what the engine does: tvm_schedules/key_ranges.py).
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from edgevlm.package import Package, open_package
 from edgevlm.tokenizer import Tokenizer
 from export import probes
 from export.divergence import DivergenceMeter, bound_for
-from tvm_schedules.compile import key_centres
+from tvm_schedules.key_ranges import KeyRange, measure_keys
 
 Float32 = NDArray[np.float32]
 TEXT = Path(__file__).resolve().parents[2] / "assets" / "text" / "devils-dictionary.txt"
 CHUNK = 128
-FORMS = ((8, 8, True), (8, 8, False), (8, 4, True), (4, 8, True), (4, 4, True))
+Form = tuple[int, int, str]
+FORMS: tuple[Form, ...] = (
+    (8, 8, "levelled"), (8, 8, "centred"), (8, 8, "no"), (8, 4, "levelled"), (4, 8, "levelled"), (4, 8, "centred"),
+    (4, 4, "levelled"),
+)  # fmt: skip
 
 
 def rounded(values: Float32, bits: int) -> Float32:
@@ -44,11 +49,9 @@ def rounded(values: Float32, bits: int) -> Float32:
 class RoundedCache:
     """A session whose cache is rounded behind every call."""
 
-    def __init__(
-        self, package: Package, context: int, form: tuple[int, int, bool] | None, centres: list[Float32]
-    ) -> None:
+    def __init__(self, package: Package, context: int, form: Form | None, ranges: list[KeyRange]) -> None:
         self.session = OnnxSession(package, context=context)
-        self.form, self.centres = form, centres
+        self.form, self.ranges = form, ranges
         self.kinds = [entry.kind for entry in package.manifest.decoder.cache]
 
     def run(self, ids: NDArray[np.int64], scored: int) -> Float32:
@@ -67,13 +70,15 @@ class RoundedCache:
     def _round(self, begin: int, end: int) -> None:
         if self.form is None:
             return
-        key_bits, value_bits, centred = self.form
+        key_bits, value_bits, treatment = self.form
         layer = 0
         for kind, array in zip(self.kinds, self.session._cache, strict=True):
             new = array[:, :, begin:end]
             if kind == "key":
-                centre = self.centres[layer][None, :, None] if centred else np.float32(0)
-                new[...] = rounded(new - centre, key_bits) + centre
+                found = self.ranges[layer]
+                centre = np.float32(0) if treatment == "no" else found.centre[None, :, None]
+                factors = found.factors[None, :, None] if treatment == "levelled" else np.float32(1)
+                new[...] = rounded((new - centre) / factors, key_bits) * factors + centre
                 layer += 1
             else:
                 new[...] = rounded(new, value_bits)
@@ -85,18 +90,18 @@ def main() -> None:
     parser.add_argument("package", type=Path)
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--scored", type=int, default=128)
+    parser.add_argument("--forms", type=int, default=len(FORMS), help="measure only the first so many rows")
     arguments = parser.parse_args()
     package = open_package(arguments.package)
     ids = np.array(Tokenizer.open(package).encode(TEXT.read_text())[: arguments.context], np.int64)
-    centres = key_centres(package, probes.text())
-    exact = RoundedCache(package, arguments.context, None, centres).run(ids, arguments.scored)
+    ranges = measure_keys(package, probes.text())
+    exact = RoundedCache(package, arguments.context, None, ranges).run(ids, arguments.scored)
     print(f"{package.manifest.name}, {len(ids)} tokens of context, the last {arguments.scored} scored")
-    print("| keys | values | centred | mean KL | same argmax |\n|---|---|---|---|---|")
-    for form in FORMS:
+    print("| keys | values | keys prepared | mean KL | same argmax |\n|---|---|---|---|---|")
+    for form in FORMS[: arguments.forms]:
         meter = DivergenceMeter(bound_for("fp16"))
-        meter.add(exact, RoundedCache(package, arguments.context, form, centres).run(ids, arguments.scored))
-        centred = "yes" if form[2] else "no"
-        print(f"| {form[0]} | {form[1]} | {centred} | {meter.mean_kl:.2e} | {meter.top1:.3f} |", flush=True)
+        meter.add(exact, RoundedCache(package, arguments.context, form, ranges).run(ids, arguments.scored))
+        print(f"| {form[0]} | {form[1]} | {form[2]} | {meter.mean_kl:.2e} | {meter.top1:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgevlm.errors import BackendError
-from edgevlm.machine_memory import available_bytes, peak_memory_bytes, resident_bytes
+from edgevlm.machine_memory import available_bytes, peak_memory_bytes, resident_bytes, return_freed_memory
 from edgevlm.memory import LIBRARY_BYTES, MemoryEstimate, check_memory, estimate_memory
 from edgevlm.model import load
 from edgevlm.package import open_package
@@ -131,3 +132,16 @@ def test_the_peak_is_at_least_what_is_held() -> None:
     assert peak_memory_bytes() >= held + (48 << 20)
     del block
     assert peak_memory_bytes() >= held + (48 << 20)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no malloc_trim")
+def test_freed_blocks_go_back_to_the_system() -> None:
+    """Blocks below one that is kept: freeing alone gives nothing back, which is the negative control."""
+    blocks = [b"x" * 100_000 for _ in range(800)]
+    full = resident_bytes() or 0
+    kept = blocks.pop()
+    del blocks
+    assert (resident_bytes() or 0) > full - (20 << 20)
+    return_freed_memory()
+    assert (resident_bytes() or 0) < full - (60 << 20)
+    assert len(kept) == 100_000

@@ -25,6 +25,18 @@ def host_variants() -> list[Variant]:
     return [v for v in VARIANTS if v.arch == "x86_64" and all(CPU_FLAG_NAMES.get(f, f) in flags for f in v.features)]
 
 
+def x86_variants() -> list[Any]:
+    """Parameters of a fixture: every x86-64 variant; one that this CPU cannot run is skipped, with what it lacks."""
+    runs = host_variants()
+    parameters = []
+    for variant in VARIANTS:
+        if variant.arch != "x86_64":
+            continue
+        marks = () if variant in runs else (pytest.mark.skip(f"this CPU has no {variant.features[-1]}"),)
+        parameters.append(pytest.param(variant, id=variant.name, marks=marks))
+    return parameters
+
+
 def compile_kernels(functions: Mapping[str, Any], variant: Variant, directory: Path) -> ctypes.CDLL:
     """Builds `functions` into a library of their own and checks that it needs nothing of TVM's."""
     pytest.importorskip("tvm", reason="apache-tvm is not installed")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tests.tvm_schedules.attention_problem import FORMS, HEADS, KV_HEADS, Cache, bound
-from tests.tvm_schedules.kernels import argument_of, compile_kernels, host_variants
+from tests.tvm_schedules.kernels import argument_of, compile_kernels, x86_variants
 from tvm_schedules.attention.cache import form_name
 from tvm_schedules.targets import Variant
 
 
-@pytest.fixture(scope="module", params=host_variants(), ids=lambda variant: variant.name)
+@pytest.fixture(scope="module", params=x86_variants())
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     pytest.importorskip("tvm", reason="apache-tvm is not installed")
     from tvm_schedules.kernel_set import attention_kernels

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tvm_schedules.gemm_problem import K, N, Problem, relative_error, swiglu
-from tests.tvm_schedules.kernels import compile_kernels, host_variants, pointer
+from tests.tvm_schedules.kernels import compile_kernels, pointer, x86_variants
 from tvm_schedules.targets import Variant
 
 SCHEMES = ((4, 32, False), (4, 64, True), (4, 128, False), (8, 32, False), (8, 128, False))
@@ -20,7 +20,7 @@ def _name(bits: int, group: int, zero_point: bool, tile: str) -> str:
     return f"gemm_w{bits}g{group}{'z' if zero_point else ''}_{tile}"
 
 
-@pytest.fixture(scope="module", params=host_variants(), ids=lambda variant: variant.name)
+@pytest.fixture(scope="module", params=x86_variants())
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Variant, ctypes.CDLL]:
     pytest.importorskip("tvm", reason="apache-tvm is not installed")
     from tvm_schedules.gemm.weight_codes import gemm

@@ -7,14 +7,14 @@ import ctypes
 import numpy as np
 import pytest
 
-from tests.tvm_schedules.kernels import compile_kernels, host_variants, pointer
+from tests.tvm_schedules.kernels import compile_kernels, pointer, x86_variants
 from tvm_schedules import layouts, reference
 from tvm_schedules.targets import Variant
 
 T, K, EPS = 16, 640, 1e-5
 
 
-@pytest.fixture(scope="module", params=host_variants(), ids=lambda variant: variant.name)
+@pytest.fixture(scope="module", params=x86_variants())
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Variant, ctypes.CDLL]:
     pytest.importorskip("tvm", reason="apache-tvm is not installed")
     from tvm_schedules.elementwise.quantise_rows import quantise_rows

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tvm_schedules.gemm_problem import relative_error
-from tests.tvm_schedules.kernels import argument_of, compile_kernels, host_variants, pointer
+from tests.tvm_schedules.kernels import argument_of, compile_kernels, pointer, x86_variants
 from tests.tvm_schedules.tower_problem import ATTENTION_BOUND, Attention, K, N, Product, attention, gelu
 from tvm_schedules import layouts, reference
 from tvm_schedules.targets import Variant
@@ -19,7 +19,7 @@ EPS = 1e-6
 HEAD_DIMS = (64, 72)
 
 
-@pytest.fixture(scope="module", params=host_variants(), ids=lambda variant: variant.name)
+@pytest.fixture(scope="module", params=x86_variants())
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Variant, ctypes.CDLL]:
     pytest.importorskip("tvm", reason="apache-tvm is not installed")
     from tvm_schedules.tower_kernels import tower_kernels

@@ -1,7 +1,8 @@
 /* Greedy generation through the C ABI, for tests: engine_main DIRECTORY VARIANT N_THREADS N_NEW LOGITS SEGMENT...
  *
  * VARIANT "-" leaves the choice to the library. A segment is ids:1,2,3, features:FILE (float32 rows) or tiles:FILE
- * (float32 pixels, which the vision encoder turns into features; they are written to FILE.features). Prints the variant,
+ * (float32 pixels, which the vision encoder turns into features; they are written to FILE.features). say:N reads the
+ * segments before it and says N tokens; keep:N then forgets all but the first N; N_NEW is said at the end. Prints the variant,
  * then one token id a line; writes the logits after each token to the file LOGITS unless it is "-". The exit code is
  * the ev_status. */
 #include <stdio.h>
@@ -75,6 +76,25 @@ static int32_t largest(const float *logits, int32_t n) {
     return best;
 }
 
+/* Prints the likeliest token and takes it, `n` times in all; the last one printed is not taken. */
+static void say(ev_context *context, int n, float *logits, int32_t vocab_size, FILE *log) {
+    for (int i = 0; i < n; ++i) {
+        const int32_t token = largest(logits, vocab_size);
+        printf("%d\n", token);
+        if (log) fwrite(logits, sizeof *logits, (size_t)vocab_size, log);
+        if (i + 1 < n) check(ev_step(context, token, ev_n_past(context), logits));
+    }
+}
+
+static void read_prompt(ev_context *context, const ev_segment *segments, int32_t n_segments, float *logits) {
+    int32_t total = 0;
+    for (int32_t i = 0; i < n_segments; ++i) total += segments[i].n;
+    int32_t *positions = malloc((size_t)total * sizeof *positions);
+    for (int32_t i = 0; i < total; ++i) positions[i] = ev_n_past(context) + i;
+    check(ev_prefill(context, segments, n_segments, positions, logits));
+    free(positions);
+}
+
 int main(int argc, char **argv) {
     if (argc < 7 || argc > 6 + MAX_SEGMENTS) stop("wrong arguments");
     const ev_model_options options = {.n_threads = atoi(argv[3]), .variant = strcmp(argv[2], "-") ? argv[2] : NULL};
@@ -86,25 +106,32 @@ int main(int argc, char **argv) {
     ev_model_info_get(model, &info);
     printf("%s\n", info.variant);
     ev_segment segments[MAX_SEGMENTS];
-    int32_t n_segments = 0, total = 0;
+    int32_t n_segments = 0, total = n_new;
     for (int i = 6; i < argc; ++i) {
-        if (!strncmp(argv[i], "ids:", 4)) segments[n_segments] = ids_segment(argv[i] + 4);
-        else if (!strncmp(argv[i], "features:", 9)) segments[n_segments] = features_segment(argv[i] + 9, info.hidden_size);
-        else if (!strncmp(argv[i], "tiles:", 6)) segments[n_segments] = tiles_segment(model, argv[i] + 6);
-        else stop("a segment is ids:..., features:... or tiles:...");
-        total += segments[n_segments++].n;
+        ev_segment *segment = &segments[i - 6];
+        *segment = (ev_segment){NULL, NULL, 0};
+        if (!strncmp(argv[i], "ids:", 4)) *segment = ids_segment(argv[i] + 4);
+        else if (!strncmp(argv[i], "features:", 9)) *segment = features_segment(argv[i] + 9, info.hidden_size);
+        else if (!strncmp(argv[i], "tiles:", 6)) *segment = tiles_segment(model, argv[i] + 6);
+        else if (!strncmp(argv[i], "say:", 4)) total += atoi(argv[i] + 4);
+        else if (strncmp(argv[i], "keep:", 5)) stop("a segment is ids:..., features:..., tiles:..., say:N or keep:N");
+        total += segment->n;
     }
     ev_context *context;
-    check(ev_context_new(model, total + n_new, NULL, &context));
-    int32_t *positions = malloc((size_t)total * sizeof *positions);
-    for (int32_t i = 0; i < total; ++i) positions[i] = i;
+    check(ev_context_new(model, total, NULL, &context));
     float *logits = malloc((size_t)info.vocab_size * sizeof *logits);
-    check(ev_prefill(context, segments, n_segments, positions, logits));
-    for (int i = 0; i < n_new; ++i) {
-        const int32_t token = largest(logits, info.vocab_size);
-        printf("%d\n", token);
-        if (log) fwrite(logits, sizeof *logits, (size_t)info.vocab_size, log);
-        if (i + 1 < n_new) check(ev_step(context, token, total + i, logits));
+    for (int i = 6, first = 6; i <= argc; ++i) {
+        const int says = i == argc ? n_new : strncmp(argv[i], "say:", 4) ? 0 : atoi(argv[i] + 4);
+        n_segments = i - first;
+        if (says && n_segments) {
+            read_prompt(context, segments + first - 6, n_segments, logits);
+            say(context, says, logits, info.vocab_size, log);
+        } else if (i < argc && !strncmp(argv[i], "keep:", 5)) {
+            check(ev_truncate(context, atoi(argv[i] + 5)));
+        } else {
+            continue;
+        }
+        first = i + 1;
     }
     if (log) fclose(log);
     ev_context_free(context);

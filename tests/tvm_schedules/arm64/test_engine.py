@@ -158,16 +158,20 @@ def test_the_other_architecture_is_refused(package: Package) -> None:
 
 
 class Recorded:
-    """A conversation's turn on this machine's engine: what engine_main needs to repeat it, and what came of it."""
+    """A conversation on this machine's engine: what engine_main needs to repeat it, and what came of it."""
 
-    def __init__(self, package: Package, question: str, picture: Path, directory: Path) -> None:
+    def __init__(
+        self, package: Package, questions: Sequence[str], picture: Path, directory: Path, n_new: int = N_NEW
+    ) -> None:
         self.segments: list[str] = []
         self.files: list[Path] = []
         self.features: list[np.ndarray] = []
+        self.tokens: list[int] = []
+        self.answers: list[str] = []
         pixels: list[np.ndarray] = []
         with load(package.path, backend="native") as model:
             session = model.session
-            encode, prefill = session.encode, session.prefill
+            encode, prefill, step, truncate = session.encode, session.prefill, session.step, session.truncate
 
             def encode_recorded(tiles: np.ndarray) -> np.ndarray:
                 pixels.append(np.array(tiles, np.float32))
@@ -175,29 +179,47 @@ class Recorded:
                 return self.features[-1]
 
             def prefill_recorded(segments: Sequence[np.ndarray], positions: np.ndarray) -> np.ndarray:
-                tiles, per_tile = np.concatenate(pixels), self.features[0].shape[1]
                 for segment in segments:
                     if segment.ndim == 1:
                         self.segments.append(ids_segment(segment))
                         continue
+                    tiles, per_tile = np.concatenate(pixels), self.features[0].shape[1]
                     n_tiles = len(segment) // per_tile
                     self.files.append(directory / f"tiles{len(self.files)}")
                     self.files[-1].write_bytes(tiles[:n_tiles].tobytes())
                     self.segments.append(f"tiles:{self.files[-1]}")
-                    tiles = tiles[n_tiles:]
-                return prefill(segments, positions)
+                    pixels[:] = [tiles[n_tiles:]]
+                return said(prefill(segments, positions))
+
+            def step_recorded(token: int, position: int) -> np.ndarray:
+                assert token == self.tokens[-1]
+                return said(step(token, position))
+
+            def truncate_recorded(n_tokens: int) -> None:
+                self.segments.append(f"keep:{n_tokens}")
+                truncate(n_tokens)
+
+            def said(logits: np.ndarray) -> np.ndarray:
+                self.tokens.append(int(logits.argmax()))
+                return logits
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(session, "encode", encode_recorded)
-                patch.setattr(session, "prefill", prefill_recorded)
-                response = model.generate(question, images=[picture], max_new_tokens=N_NEW, temperature=0)
-        self.tokens, self.text = list(response.token_ids), response.text
+                for call in (encode_recorded, prefill_recorded, step_recorded, truncate_recorded):
+                    patch.setattr(session, call.__name__.removesuffix("_recorded"), call)
+                conversation = model.chat()
+                conversation.attach(picture)
+                for question in questions:
+                    before = len(self.tokens)
+                    chunks = conversation.send(question, max_new_tokens=n_new, temperature=0)
+                    self.answers.append("".join(chunk.text for chunk in chunks))
+                    self.segments.append(f"say:{len(self.tokens) - before}")
 
 
-def check_turn(package: Package, recorded: Recorded, cpu: str) -> None:
+def check_turns(package: Package, recorded: Recorded, cpu: str) -> None:
     """The emulated engine encodes the same picture to nearly the same features and says the same."""
-    _, tokens = tokens_of(run_engine(cpu, package.path / "lib/arm64", recorded.segments))
-    assert tokens[: len(recorded.tokens)] == recorded.tokens
+    variant, tokens = tokens_of(run_engine(cpu, package.path / "lib/arm64", recorded.segments, n_new=0))
+    assert variant in emulator.CPUS
+    assert tokens == recorded.tokens
     expected = np.concatenate(recorded.features)
     found = np.concatenate([np.fromfile(f"{file}.features", np.float32) for file in recorded.files])
     found = found.reshape(expected.shape)
@@ -216,14 +238,14 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, Recorded]
     for arch in ("x86_64", "arm64"):
         compile_package(path, arch, probes.text()[:2000])
     picture = emulator.ROOT / "assets/blue-rectangle.png"
-    return open_package(path), Recorded(open_package(path), "What is this?", picture, directory)
+    return open_package(path), Recorded(open_package(path), ["What is this?"], picture, directory)
 
 
 @pytest.mark.parametrize("cpu", CPUS)
 def test_pictures_are_seen_alike(seeing: tuple[Package, Recorded], cpu: str) -> None:
     package, recorded = seeing
     assert any(segment.startswith("tiles:") for segment in recorded.segments)
-    check_turn(package, recorded, cpu)
+    check_turns(package, recorded, cpu)
 
 
 @pytest.fixture(scope="module")
@@ -235,16 +257,30 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, Recorded]:
     for arch in ("x86_64", "arm64"):
         compile_package(path, arch, probes.text())
     picture = emulator.ROOT / "assets/blue-rectangle.png"
-    question = "What color is the shape?"
-    return open_package(path), Recorded(open_package(path), question, picture, directory)
+    return open_package(path), Recorded(open_package(path), ["What color is the shape?"], picture, directory)
 
 
 @pytest.mark.weights
 @pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
 def test_the_demo_answers_alike(demo: tuple[Package, Recorded], cpu: str) -> None:
     package, recorded = demo
-    assert "blue" in recorded.text.lower()
-    check_turn(package, recorded, cpu)
+    assert "blue" in recorded.answers[0].lower()
+    check_turns(package, recorded, cpu)
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
+def test_a_whole_conversation_is_alike(cpu: str, tmp_path: Path) -> None:
+    """The demo's package as it is exported by default, all tiles of a photograph, three questions, long answers."""
+    emulator.qemu()
+    path = export_package(str(demo_checkpoint()), tmp_path / "package", ExportOptions(verify=False))
+    for arch in ("x86_64", "arm64"):
+        compile_package(path, arch, probes.text())
+    questions = ["What is in the picture?", "What color is it?", "Tell me more about it."]
+    recorded = Recorded(open_package(path), questions, emulator.ROOT / "assets/coffee.jpg", tmp_path, n_new=24)
+    assert len(recorded.answers) == 3 and all(recorded.answers) and len(recorded.tokens) > 30
+    check_turns(open_package(path), recorded, cpu)
 
 
 @pytest.fixture(scope="module")
