@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from edgevlm.cli.main import main
 
@@ -41,6 +42,17 @@ def test_run_json(package: str, picture: str, as_json: AsJson) -> None:
     assert len(response["token_ids"]) <= 5
     assert response["n_tiles"] > 1 and response["n_image_tokens"] == 4 * response["n_tiles"]
     assert set(response["timings"]) == {"load_s", "encode_s", "prefill_s", "decode_s", "first_token_s", "total_s"}
+
+
+def test_fit_uses_fewer_tiles_where_the_context_would_overflow(package: str, tmp_path: Path, as_json: AsJson) -> None:
+    big = tmp_path / "big.png"
+    Image.new("RGB", (84, 84), (30, 30, 200)).save(big)
+    words = ("run", package, "hi", "--image", big, "--context", 110, "--max-new-tokens", 64)
+    refused = as_json(*words, code=7)["error"]["message"]
+    assert "10 tiles" in refused and "the context is 110" in refused and "--fit" in refused
+    fitted = as_json(*words, "--fit")
+    assert 1 < fitted["n_tiles"] <= fitted["tile_budget"] + 1 < 10
+    assert fitted["n_prompt_tokens"] + 64 <= 110
 
 
 def test_timings_go_to_stderr(package: str, capsys: pytest.CaptureFixture[str]) -> None:
