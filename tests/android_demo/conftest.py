@@ -16,6 +16,7 @@ from export.device.files import add_device_files
 from export.pipeline import ExportOptions, export_package
 from tests import tiny
 from tests.android_demo.host_library import compile_classes, compile_jni, run_java
+from tests.weights import demo_checkpoint
 from tvm_schedules.compile import compile_package
 
 WIDE = {"hidden_size": 128}
@@ -67,6 +68,17 @@ def compiled(maker: Any, directory: Path, **over: Any) -> Path:
 def picture_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model of the reference architecture that talks and sees."""
     return compiled(tiny.make_bluelm_v, tmp_path_factory.mktemp("bluelm_v"), vision=WIDE, text=TEXT)
+
+
+@pytest.fixture(scope="session")
+def demo_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's package, compiled for this machine and for phones."""
+    path = export_package(
+        str(demo_checkpoint()), tmp_path_factory.mktemp("demo") / "package", ExportOptions(verify=False)
+    )
+    for arch in ("x86_64", "arm64"):
+        compile_package(path, arch, probes.text())
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,6 @@ from tests.android_demo.phone_conversation import (
     write_script,
 )
 from tests.tvm_schedules.arm64 import emulator
-from tests.weights import demo_checkpoint
 from tvm_schedules.compile import compile_package
 
 pytestmark = [
@@ -130,17 +129,6 @@ def test_refusals_come_with_their_sentence(seeing: Asked, tmp_path: Path) -> Non
     for number, (lines, code, words) in enumerate(cases):
         result = play("max", write_script(tmp_path / f"script{number}", lines))
         assert (result.returncode, words in result.stderr) == (code, True), (lines[0], result.stderr)
-
-
-@pytest.fixture(scope="module")
-def demo_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's package, compiled for both architectures."""
-    emulator.qemu()
-    path = export_package(str(demo_checkpoint()), tmp_path_factory.mktemp("demo") / "package",
-                          ExportOptions(verify=False))  # fmt: skip
-    for arch in ("x86_64", "arm64"):
-        compile_package(path, arch, probes.text())
-    return path
 
 
 @pytest.mark.weights

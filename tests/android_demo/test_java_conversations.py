@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 import edgevlm
-from export import probes
-from export.pipeline import ExportOptions, export_package
 from tests.android_demo.host_library import run_conversations
 from tests.android_demo.phone_conversation import Question, ask_python, demo_questions, java_conversation
 from tests.tokenizer_strings import make_strings
-from tests.weights import demo_checkpoint
-from tvm_schedules.compile import compile_package
 
 NEW_TOKENS = 12
 RNG = np.random.default_rng(1)
@@ -54,11 +50,9 @@ def test_answers_are_pythons(picture_package: Path, classes: Path, jni: Path, tm
 
 
 @pytest.mark.weights
-def test_the_demo_answers_as_in_python(classes: Path, jni: Path, tmp_path: Path) -> None:
+def test_the_demo_answers_as_in_python(demo_package: Path, classes: Path, jni: Path, tmp_path: Path) -> None:
     """A whole conversation with the demo's model."""
-    package = export_package(str(demo_checkpoint()), tmp_path / "package", ExportOptions(verify=False))
-    compile_package(package, "x86_64", probes.text())
-    results = check_answers(package, demo_questions(), classes, jni, tmp_path)
+    results = check_answers(demo_package, demo_questions(), classes, jni, tmp_path)
     assert all(result["text"] for result in results)
 
 
@@ -90,6 +84,14 @@ def test_failures_and_interruptions(test: str, picture_package: Path, java: Any,
     """The library's own checks, one line each."""
     output = java(classes, f"org.edgevlm.{test}", picture_package, tmp_path)
     assert " 0 failed" in output
+
+
+def test_interruptions_on_the_real_engine(
+    picture_package: Path, java: Any, classes: Path, jni: Path, tmp_path: Path
+) -> None:
+    """Cancel, close and trim at any moment: every answer ends, and the next is what it would have been."""
+    output = java(classes, "org.edgevlm.InterruptionChecks", picture_package, tmp_path, library=jni)
+    assert "3 checks, 0 failed" in output
 
 
 def test_a_failed_check_is_told(java: Any, classes: Path, tmp_path: Path) -> None:

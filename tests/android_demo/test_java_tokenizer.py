@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers_zoo import ZOO, backend
 
 from edgevlm.errors import UnsupportedModelError, UsageError
+from edgevlm.package import open_package
 from edgevlm.tokenizer import Tokenizer
 from export.device.table_file import read_tables, write_tables
 from export.device.tokenizer_tables import tokenizer_tables
@@ -72,11 +73,11 @@ def of(name: str) -> Tokenizer:
     return Tokenizer(Backend.from_str(made.to_str()))
 
 
-def strings(tokenizer: Tokenizer, count: int) -> list[str]:
+def strings(tokenizer: Tokenizer, count: int, seed: int = 3) -> list[str]:
     """Texts of every kind: made ones, lines of the corpora, marks that compose, random characters, nothing."""
-    rng = random.Random(3)
+    rng = random.Random(seed)
     special = [token["content"] for token in json.loads(tokenizer.backend.to_str())["added_tokens"]]
-    made = make_strings(special, count)
+    made = make_strings(special, count, seed)
     for path in (ROOT / "assets/text/devils-dictionary.txt", *sorted((ROOT / "export/data").glob("*.txt"))):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         made += [line for line in lines if rng.random() < 0.1]
@@ -108,14 +109,29 @@ def differences(tokenizer: Tokenizer, classes: Path, tables: Path, texts: list[s
             yield f"decoded: {text!r}"
 
 
-@pytest.mark.parametrize("name", [*(name for name in ZOO if name != "word-piece"), *EXTRA])
+NAMES = [*(name for name in ZOO if name != "word-piece"), *EXTRA]
+N_STRINGS = 100_000 // len(NAMES) + 1
+"""For each tokenizer, of its own seed: 100,000 different strings in all."""
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_ids_are_the_librarys(name: str, classes: Path, tmp_path: Path) -> None:
     tokenizer = of(name)
     tables = tmp_path / "tokenizer.bin"
     tables.write_bytes(tokenizer_tables(tokenizer))
-    texts = strings(tokenizer, 10_000)
-    assert len(texts) > 10_000
+    texts = strings(tokenizer, N_STRINGS, seed=NAMES.index(name))
+    assert len(texts) > N_STRINGS
     assert list(differences(tokenizer, classes, tables, texts, tmp_path)) == []
+
+
+@pytest.mark.weights
+def test_ids_of_the_demos_tokenizer(demo_package: Path, classes: Path, tmp_path: Path) -> None:
+    """A real tokenizer, by the tables that its export has written."""
+    package = open_package(demo_package)
+    assert package.manifest.device is not None and package.manifest.device.tokenizer is not None
+    tokenizer = Tokenizer.open(package)
+    tables = package.file(package.manifest.device.tokenizer)
+    assert list(differences(tokenizer, classes, tables, strings(tokenizer, 20_000, seed=77), tmp_path)) == []
 
 
 def test_other_tables_are_noticed(classes: Path, tmp_path: Path) -> None:

@@ -260,9 +260,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, Recorded]:
     return open_package(path), Recorded(open_package(path), ["What color is the shape?"], picture, directory)
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
 def test_the_demo_answers_alike(demo: tuple[Package, Recorded], cpu: str) -> None:
+    """The Linux library; the phone's two are asked in tests/android_demo/test_arm64_jni.py."""
     package, recorded = demo
     assert "blue" in recorded.answers[0].lower()
     check_turns(package, recorded, cpu)
