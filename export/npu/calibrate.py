@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.image import normalize
 from edgevlm.package import Package
 from edgevlm.tokenizer import Tokenizer
 from export.fidelity import picture_probes
@@ -23,6 +24,8 @@ N_TEXT_WINDOWS = 3
 CHUNKS_PER_WINDOW = 2
 """Ranges do not grow with the cache; a cache of one chunk shows what scores over it look like."""
 MAX_TILES = 6
+PLAIN_COLOURS = ((0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+"""Tiles of one colour: in a tower without detail to attend to, activations lie elsewhere than on busy pictures."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,12 @@ def _tiles(package: Package) -> list[Float32]:
     tiles: list[Float32] = []
     for probe in picture_probes(package):
         tiles.extend(probe.pixel_values[i : i + 1] for i in range(len(probe.pixel_values)))
-    return tiles[:: max(1, len(tiles) // MAX_TILES)][:MAX_TILES]
+    chosen = tiles[:: max(1, len(tiles) // MAX_TILES)][:MAX_TILES]
+    spec = package.manifest.processor
+    if spec is None:
+        return chosen
+    plain = [np.full((1, spec.tile_px, spec.tile_px, 3), colour, np.uint8) for colour in PLAIN_COLOURS]
+    return [*chosen, *(normalize(tile, spec) for tile in plain)]
 
 
 def _picture_windows(package: Package, features: list[Float32], n_tokens: int) -> Iterator[Float32]:

@@ -170,7 +170,9 @@ def _write(
     built: list[BuiltGraph], found: Calibration, context: int, options: NpuOptions, method: Method, place: Path
 ) -> NpuEntry:
     place.mkdir()
-    ranges = {name: observed.range(method) for name, observed in found.observed.items()}
+    ranges = {
+        name: observed.range(method, is_cached=name.startswith("present.")) for name, observed in found.observed.items()
+    }
     pool = WeightPool(place / WEIGHTS_NAME)
     codes: dict[str, Codes] = {}
     graphs = []

@@ -174,13 +174,14 @@ class _Rewrite:
         fixed = {self.groups[node.output[0]]: FIXED[node.op_type] for node in nodes if node.op_type in FIXED}
         found: dict[str, Range] = {}
         members: dict[str, list[str]] = {}
+        narrow = {root for name, root in self.groups.items() if name in self.cached or name in self.new}
         for name, root in self.groups.items():
             members.setdefault(root, []).append(name)
+            if root in narrow and name not in self.new:
+                continue  # rows of the cache are the new ones
             if name in self.float_constants:
                 values = self.constants[name]
                 one = Range(float(values.min()), float(values.max()))
-            elif name in self.cached:
-                continue
             elif root in fixed:
                 one = fixed[root]
             elif name.removesuffix("/wide") in ranges:
@@ -192,8 +193,7 @@ class _Rewrite:
         for root, names in members.items():
             if root not in found:
                 raise ValueError(f"{self.source.graph.name}: calibration saw no value {names[0]!r}")
-            narrow = any(name in self.cached or name in self.new for name in names)
-            made = Codes.cache(found[root]) if narrow else Codes.wide(found[root])
+            made = Codes.cache(found[root]) if root in narrow else Codes.wide(found[root])
             codes |= dict.fromkeys(names, made)
         return codes
 

@@ -195,7 +195,9 @@ def test_ranges_by_each_method() -> None:
     observed.widen(values)
     observed.count(values)
     found = {method: observed.range(method) for method in METHODS}
-    assert (found["minmax"].low, found["minmax"].high) == (-62.5, 75.0)
+    assert (found["minmax"].low, found["minmax"].high) == (-100.0, 120.0)
+    cached = observed.range("minmax", is_cached=True)
+    assert (cached.low, cached.high) == (-62.5, 75.0)
     assert -6 < found["percentile"].low < -3 and 3 < found["percentile"].high < 6
     # two outliers among 200,000: rounding at 16 bits is so fine that clipping either costs more
     assert (found["mse"].low, found["mse"].high) == (-50.0, 60.0)
