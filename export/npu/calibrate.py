@@ -35,7 +35,9 @@ class Calibration:
     key_centres: list[Float32]
     """Per layer (G, E): mean of the rotated keys."""
     observed: dict[str, Observed]
-    """Every float value of the prefill and vision graphs, by name."""
+    """Every float value of the prefill graph, by name."""
+    in_tower: dict[str, Observed]
+    """The same of the vision graph."""
     n_tokens: int
     n_tiles: int
 
@@ -73,9 +75,8 @@ def calibrate(package: Package, scratch: Path, chunk_tokens: int) -> Calibration
     for window in windows:
         kept.extend(feeds for feeds, _ in _chunks(package, centred[PREFILL], window, chunk_tokens))
     observed = observe(centred[PREFILL], kept)
-    if tiles:
-        observed |= observe(centred["vision_1"], [{"pixel_values": tile} for tile in tiles])
-    return Calibration(centres, observed, n_rows, len(tiles))
+    in_tower = observe(centred["vision_1"], [{"pixel_values": tile} for tile in tiles]) if tiles else {}
+    return Calibration(centres, observed, in_tower, n_rows, len(tiles))
 
 
 def embed(package: Package, ids: NDArray[np.int64]) -> Float32:

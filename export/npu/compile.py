@@ -173,6 +173,8 @@ def _write(
     ranges = {
         name: observed.range(method, is_cached=name.startswith("present.")) for name, observed in found.observed.items()
     }
+    # divergence of text cannot choose for the tower, and its outliers carry its result
+    ranges |= {name: observed.range("minmax") for name, observed in found.in_tower.items()}
     pool = WeightPool(place / WEIGHTS_NAME)
     codes: dict[str, Codes] = {}
     graphs = []

@@ -71,6 +71,18 @@ def test_the_simulation_is_near_float_activations(name: str, request: pytest.Fix
     assert mean_kl(float_logits(package, ids), session_logits(simulated_session(package), ids)) < MAX_KL
 
 
+def test_the_tower_takes_extremes_whatever_the_method(smolvlm: Package, tmp_path: Path) -> None:
+    other = compiled(tmp_path, tiny.make_smolvlm, dataclasses.replace(OPTIONS, ranges="percentile"))
+    tables = []
+    for package in (smolvlm, other):
+        assert package.manifest.npu is not None
+        tables.append(json.loads(package.file(package.manifest.npu.ranges).read_text()))
+    differing = {name for name in tables[0] if tables[0][name] != tables[1][name]}
+    assert any(name.startswith("/model/layers") for name in differing)
+    in_tower = {name for name in tables[0] if name.startswith(("/vision", "/connector", "pixel_values"))}
+    assert len(in_tower) > 50 and not in_tower & differing
+
+
 def test_control_narrow_ranges_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges_module, "HEADROOM", 0.25)
     with pytest.raises(UnsupportedModelError, match="too far from the model: mean KL, minmax ranges"):
