@@ -8,6 +8,7 @@ from typing import Any
 
 from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, TILE_BATCHES
 from edgevlm.cli.output import table
+from edgevlm.errors import PackageError
 from edgevlm.package import Package
 from export.archspec import ArchSpec
 from export.npu.advice import Advice, advise
@@ -83,6 +84,10 @@ def package_report(package: Package, array_sizes: Sequence[int], macs_per_byte: 
 
     Raises PackageError when the package has no graphs or no config.json.
     """
+    if not package.manifest.graphs:
+        raise PackageError(
+            f"{package.path}: the package is a device's copy without ONNX graphs; name the one that it was made of"
+        )
     weights = PackageWeights(package)
     spec = package_spec(package, weights)
     npu = package.manifest.npu

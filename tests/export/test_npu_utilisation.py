@@ -12,10 +12,12 @@ import onnx
 import pytest
 
 from edgevlm.cli import main as command_line
+from edgevlm.errors import PackageError
+from edgevlm.package import Package, open_package
 from export.npu.advice import advise, free_rows
 from export.npu.graphs import package_spec
 from export.npu.products import Product, Shapes, decoder_products, model_products
-from export.npu.report import model_report
+from export.npu.report import model_report, package_report
 from export.npu.utilisation import MacArray, total_utilisation, utilisation
 from export.npu.weights import PackageWeights
 from export.pipeline import ExportOptions, export_package
@@ -197,6 +199,13 @@ def test_the_command_prints_it(package_path: Path, capsys: pytest.CaptureFixture
     npu = json.loads(capsys.readouterr().out)["npu"]
     assert npu["array"] == {"array_k": 32, "array_n": 32, "row_step": 64, "macs_per_byte": 200.0}
     assert {one["product"]["w_bits"] for one in npu["products"]} >= {4.5, 8}
+
+
+def test_a_devices_copy_is_refused(package_path: Path) -> None:
+    package = open_package(package_path)
+    copy = Package(package.path, dataclasses.replace(package.manifest, graphs=()))
+    with pytest.raises(PackageError, match="a device's copy without ONNX graphs"):
+        package_report(copy, (32, 32, 64), 200.0)
 
 
 @pytest.mark.parametrize("text", ["32x32", "0x1x1", "axbxc", "9999x1x1"])
