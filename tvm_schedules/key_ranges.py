@@ -31,6 +31,9 @@ MEASURED_TOKENS = 1024
 """Tokens of text that means and errors are taken over."""
 EXPONENTS = tuple(range(-4, 7))
 """What a channel may be divided by, as powers of two."""
+_WORTH = 0.5
+"""A head is levelled where that leaves at most this much of its error: what the error leaves out, which keys are looked
+at, may outweigh a smaller gain."""
 _EVERY = 4
 """Of the measured tokens, every so many choose the exponents."""
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -107,15 +110,28 @@ def _range_of(keys: Float32, query_squares: Float64) -> KeyRange:
     half = widths.shape[2] // 2
     pairs = np.maximum(widths[..., :half], widths[..., half:])
     weights = query_squares[:, :half] + query_squares[:, half:]
-    exponents = [best_exponents(*head) for head in zip(pairs, weights, strict=True)]
+    exponents = []
+    for head in zip(pairs, weights, strict=True):
+        best = best_exponents(*head)
+        worth_it = score_error(*head, best) <= _WORTH * score_error(*head, best * 0)
+        exponents.append(best if worth_it else best * 0)
     return KeyRange(centre.astype(np.float32), np.array(exponents, np.int32))
 
 
-def best_exponents(widths: Float64, weights: Float64) -> Int32:
-    """Exponents (P,) of pairs with widths (T, P) whose errors count with `weights` (P,).
+def score_error(widths: Float64, weights: Float64, exponents: Int32) -> float:
+    """Expected squared error of a head's scores, up to a constant.
 
-    A token's codes have a step in proportion to its widest pair; the error of a score is the step squared times the sum
-    of the weights, each times the square of its pair's factor. One pair after the other takes its best exponent, twice.
+    A token's codes have a step in proportion to its widest pair (T, P); the error of a score is the step squared times
+    the sum of the weights (P,), each times the square of its pair's factor.
+    """
+    steps = np.ldexp(widths, -exponents).max(axis=1)
+    return float(np.ldexp(weights, 2 * exponents).sum() * np.square(steps).mean())
+
+
+def best_exponents(widths: Float64, weights: Float64) -> Int32:
+    """Exponents (P,) of pairs with widths (T, P) and weights (P,) with a small `score_error`.
+
+    One pair after the other takes its best exponent, twice.
     """
     exponents = np.zeros(len(weights), np.int32)
     choices = np.array(EXPONENTS)

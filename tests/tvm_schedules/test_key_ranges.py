@@ -17,7 +17,7 @@ from export import probes
 from export.pipeline import ExportOptions, export_package
 from tests import tiny
 from tvm_schedules import compile as compilation
-from tvm_schedules.key_ranges import KeyRange, best_exponents, level, measure_keys, row_factors
+from tvm_schedules.key_ranges import KeyRange, best_exponents, level, measure_keys, row_factors, score_error
 from tvm_schedules.matrices import Matrix
 
 HEADS, KV_HEADS, HEAD_DIM, K = 4, 2, 64, 64
@@ -72,8 +72,7 @@ def test_exponents_have_the_least_error() -> None:
         weights = np.exp(2 * rng.standard_normal(3))
 
         def error(exponents: Sequence[int]) -> float:
-            steps = (widths * 2.0 ** -np.array(exponents)).max(axis=1)  # noqa: B023
-            return float((weights * 4.0 ** np.array(exponents)).sum() * np.square(steps).mean())  # noqa: B023
+            return score_error(widths, weights, np.array(exponents))  # noqa: B023
 
         found = error(best_exponents(widths, weights).tolist())
         # A common exponent of all three changes nothing, so one of them may stay 0.
