@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 
@@ -59,48 +56,9 @@ def ort_genai(target: Path, source: str) -> None:
     )
 
 
-def executorch(target: Path, source: str) -> None:
-    """A .pte by ExecuTorch's own example exporter: linears in int4 with int8 activations (8da4w), table in int4."""
-    import torch
-    from safetensors.torch import load_file
-
-    config = json.loads((Path(source) / "config.json").read_text())
-    tensors = load_file(Path(source) / "model.safetensors")
-    table = tensors.pop("model.embed_tokens.weight")
-    weights = {"tok_embeddings.weight": table, "output.weight": table, "norm.weight": tensors.pop("model.norm.weight")}
-    tensors.pop("lm_head.weight", None)
-    for name, tensor in tensors.items():
-        _, _, layer, *place, kind = name.split(".")
-        weights[f"layers.{layer}.{EXECUTORCH_NAMES['.'.join(place)]}.{kind}"] = tensor
-    shape = {
-        "dim": config["hidden_size"], "hidden_dim": config["intermediate_size"], "ffn_dim_multiplier": 1,
-        "n_layers": config["num_hidden_layers"], "n_heads": config["num_attention_heads"],
-        "n_kv_heads": config["num_key_value_heads"], "norm_eps": config["rms_norm_eps"],
-        "vocab_size": config["vocab_size"], "use_scaled_rope": False,
-        "use_hf_rope": True, "attention_qkv_bias": "layers.0.attention.wq.bias" in weights,
-        "rope_theta": config.get("rope_theta") or config["rope_parameters"]["rope_theta"],
-    }  # fmt: skip
-    family = {"llama": "smollm2", "qwen2": "qwen2_5_1_5b"}[config["model_type"]]
-    with tempfile.TemporaryDirectory() as scratch:
-        torch.save({name: tensor.float() for name, tensor in weights.items()}, f"{scratch}/model.pth")
-        Path(f"{scratch}/params.json").write_text(json.dumps(shape))
-        command = [sys.executable, "-m", "executorch.examples.models.llama.export_llama", "--model", family]
-        command += ["--checkpoint", f"{scratch}/model.pth", "--params", f"{scratch}/params.json", "-o", scratch]
-        command += ["-kv", "--use_sdpa_with_kv_cache", "-X", "--xnnpack-extended-ops", "-d", "fp32"]
-        command += ["-qmode", "8da4w", "-G", "32", "-E", "4,32", "--output_name", "model"]
-        subprocess.run([*command, "--max_seq_length", "1024", "--max_context_length", "1024"], check=True)
-        shutil.move(f"{scratch}/model.pte", target)
-
-
-EXECUTORCH_NAMES = {
-    "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3",
-}  # fmt: skip
-
 if __name__ == "__main__":
     place, form, origin = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     if form == "snapshot":
         snapshot(place, origin, tied="tied" in sys.argv[4:])
     else:
-        {"q4_0": q4_0, "openvino": openvino, "ort-genai": ort_genai, "executorch": executorch}[form](place, origin)
+        {"q4_0": q4_0, "openvino": openvino, "ort-genai": ort_genai}[form](place, origin)

@@ -13,7 +13,6 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "llama.cpp": ("llama-cpp-python==0.3.36",),
     "onnxruntime-genai": ("onnxruntime-genai==0.18.0",),
     "OpenVINO GenAI": ("openvino==2026.4.0", "openvino-genai==2026.4.0.0"),
-    "ExecuTorch": ("torch==2.13.0", "executorch==1.5.1", "safetensors"),
     "convert": (
         "torch==2.13.0",
         "optimum-intel[openvino]",
@@ -25,10 +24,6 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "onnx-ir",
     ),
 }
-FORMS = {"OpenVINO GenAI": "openvino", "onnxruntime-genai": "ort-genai", "ExecuTorch": "executorch"}
-"""The converter's name for what a peer reads."""
-OWN_CONVERTER = ("ExecuTorch",)
-"""Converted in its own environment; the others in the one with the tools."""
 UNINSTALLED = {"convert": ("torchvision",)}
 """Brought in by a package and built for another torch, so that importing transformers fails."""
 BUILT_HERE = ("llama.cpp",)
@@ -36,6 +31,8 @@ BUILT_HERE = ("llama.cpp",)
 NOT_HERE = {
     "MNN": "its wheel (3.6.1) runs language models but brings no converter for a GGUF or a snapshot",
     "MLC-LLM": "no package of this name on the package index",
+    "ExecuTorch": "its wheel (1.5.1) exports both models for XNNPACK (8da4w); on a machine shared with a training run "
+    "the export of SmolLM2 had not ended after 20 minutes",
     "LiteRT-LM": "its wheel (0.18.1) runs language models but converts none; litert-torch, which may, was not tried",
 }
 
@@ -83,9 +80,8 @@ def prepared(work: Path, peer: str, model: Model) -> Path:
     tied = ["tied"] if model.tied_apart else []
     python = environment(work, "convert")
     _convert(python, snapshot, "snapshot", str(model.gguf), *tied)
-    form = FORMS[peer]
-    target = work / f"{model.key}-{form}"
-    _convert(environment(work, peer) if peer in OWN_CONVERTER else python, target, form, str(snapshot))
+    target = work / f"{model.key}-{'openvino' if peer == 'OpenVINO GenAI' else 'ort-genai'}"
+    _convert(python, target, "openvino" if peer == "OpenVINO GenAI" else "ort-genai", str(snapshot))
     return target
 
 

@@ -91,32 +91,11 @@ def openvino_genai(model: str, n_threads: int) -> Generate:
     return generate
 
 
-def executorch(model: str, n_threads: int) -> Generate:
-    """The prompt is one call; attention and cache are ExecuTorch's own operators."""
-    import torch
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the operators)
-    from executorch.extension.pybindings import portable_lib
-
-    portable_lib._unsafe_reset_threadpool(n_threads)
-    module = portable_lib._load_for_executorch(model)
-
-    def generate(ids: list[int]) -> Iterator[int]:
-        tokens, n_past = list(ids), 0
-        while True:
-            (logits,) = module.forward((torch.tensor([tokens]), torch.tensor([n_past])))
-            n_past += len(tokens)
-            tokens = [int(logits.reshape(-1, logits.shape[-1])[-1].argmax())]
-            yield tokens[0]
-
-    return generate
-
-
 N_NEW = [64]
 OWN_TIMES: list[float] = []
 """What a runtime has measured itself, where its interface hands out tokens only at the end."""
 PEERS: dict[str, Callable[[str, int], Generate]] = {
     "llama.cpp": llama_cpp, "onnxruntime-genai": onnxruntime_genai, "OpenVINO GenAI": openvino_genai,
-    "ExecuTorch": executorch,
 }  # fmt: skip
 
 
