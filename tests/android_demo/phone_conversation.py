@@ -56,9 +56,9 @@ class Played:
     """Sum over the conversation: load, encode, prefill, decode."""
 
 
-def demo_questions(second_picture: str = "shapes-strip.png") -> list[Question]:
+def demo_questions() -> list[Question]:
     """A conversation for the demo's model: two pictures, the second of nine tiles; a cache put down and read back."""
-    first, second = (load_image(ASSETS / name).copy() for name in ("blue-rectangle.png", second_picture))
+    first, second = (load_image(ASSETS / name).copy() for name in ("blue-rectangle.png", "shapes-strip.png"))
     return [
         Question("What color is the shape?", first),
         Question("Is there a circle?"),

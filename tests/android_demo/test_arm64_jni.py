@@ -145,7 +145,7 @@ def test_the_demo_answers_a_short_question(demo_package: Path, cpu: str, tmp_pat
 @pytest.mark.weights
 @pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
 def test_the_demo_holds_a_conversation(demo_package: Path, cpu: str, tmp_path: Path) -> None:
-    """Pictures of one tile: each more is half a minute or more of emulation."""
-    asked = Asked.on_host(demo_package, demo_questions("red-circle.png"), tmp_path)
+    """Two pictures, ten tiles in all: some minutes of emulation."""
+    asked = Asked.on_host(demo_package, demo_questions(), tmp_path)
     found = played(cpu, asked.script, tmp_path)
     assert list(found.ids) == asked.ids()

@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--cpu", default="max")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    questions = demo_questions("red-circle.png")  # of one tile: emulation takes minutes for each
+    questions = demo_questions()
     try:
         package = open_package(arguments.package)
         with tempfile.TemporaryDirectory() as name:
