@@ -1,6 +1,6 @@
 """Which form of a linear layer HTP computes exactly and stores small: one 4-bit or 8-bit weight in five forms.
 
-    python -m tests.benchmarks.npu_forms [--size 1024] [--rows 8]
+    python -m tests.benchmarks.npu_forms [--size 1024] [--rows 8] [--soc SM8650]
 
 Every form has uint16 activations and the same range. Prints a Markdown table: bytes of the context binary, and the
 error of the emulator's result against onnxruntime's CPU on the same graph, over the result's RMS. Needs the provider.
@@ -23,7 +23,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgevlm.backends.qnn import quiet_stdout, session_options
 
-SOC = "SM8650"
 INPUT_RANGE, OUTPUT_RANGE = 4.0, 12.0
 LEVELS = 65535
 
@@ -128,7 +127,7 @@ FORMS: tuple[tuple[str, Build], ...] = (
 )
 
 
-def measure(build: Build, bits: int, size: int, rows: int) -> tuple[int, float, float]:
+def measure(build: Build, bits: int, size: int, rows: int, soc: str) -> tuple[int, float, float]:
     """Bytes of the binary; error of the emulator and that of the weights' codes, both over the result's RMS."""
     form = Form(size, rows)
     y, shape = build(form, bits)
@@ -139,12 +138,12 @@ def measure(build: Build, bits: int, size: int, rows: int) -> tuple[int, float, 
     with tempfile.TemporaryDirectory() as scratch, quiet_stdout():
         path, target = Path(scratch) / "form.onnx", Path(scratch) / "ctx.onnx"
         onnx.save(model, path)
-        options = session_options(SOC)
+        options = session_options(soc)
         for key, value in (("enable", "1"), ("file_path", str(target)), ("embed_mode", "0")):
             options.add_session_config_entry(f"ep.context_{key}", value)
         onnxruntime.InferenceSession(str(path), options)
         size_bytes = sum(file.stat().st_size for file in Path(scratch).glob("*.bin"))
-        found = onnxruntime.InferenceSession(str(target), session_options(SOC)).run(None, {"x": x})[0]
+        found = onnxruntime.InferenceSession(str(target), session_options(soc)).run(None, {"x": x})[0]
         expected = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
     spread = np.sqrt(np.square(expected).mean())
     result = expected.reshape(size, rows).T if len(shape) == 4 else expected.reshape(rows, size)
@@ -157,11 +156,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--soc", default="SM8650")
     given = parser.parse_args()
     print("| form | bits | MB per million weights | emulator's error | codes' error |\n|---|---|---|---|---|")
     for name, build in FORMS:
         for bits in (4, 8):
-            size_bytes, error, codes_error = measure(build, bits, given.size, given.rows)
+            size_bytes, error, codes_error = measure(build, bits, given.size, given.rows, given.soc)
             per_million = size_bytes / given.size**2
             print(f"| {name} | {bits} | {per_million:.2f} | {error:.1e} | {codes_error:.1e} |", flush=True)
     return 0
