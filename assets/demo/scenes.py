@@ -3,10 +3,10 @@
     python assets/demo/scenes.py --out DIR [--split test] [--count 12]     # writes some as PNG, with their questions
 
 `scene(split, index)` gives the same picture for ever (with the same Pillow and fonts): a picture is a function of the
-split's name and its number. Four kinds: `objects` (one to four shapes, 64 to about 900 px), `words` (lines of text,
-some with a shape), `strip` (5:1 or 1:5) and `screenshot` (a phone's 1080 x 2400). Small pictures fit one tile; on the
-others text is as small as a reader of several tiles can still read, and unreadable once the picture is squashed into
-one tile. `Scene.marks` says where each shape and character lies, which the alignment stage of train.py learns from.
+split's name and its number. Four kinds: `objects` (one to four shapes, 64 to about 900 px), `words` (lines of text),
+`strip` (5:1 or 1:5) and `screenshot` (a phone's 1080 x 2400); a fifth, `page`, is for training only. Small pictures fit
+one tile; on the others text is as small as a reader of several tiles can still read, and unreadable once the picture is
+squashed into one tile. `Scene.marks` says where each shape and character lies, which stage 1 of train.py learns from.
 
 Fonts are matplotlib's (DejaVu, STIX, Computer Modern).
 """
@@ -56,6 +56,9 @@ FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "STIXGeneralBol", "cmss10",
     "cmtt10",
 )  # fmt: skip
+
+_INKS = ("black", "black", "blue", "red", "brown", "purple")
+_BARS = ("blue", "teal", "purple", "black", "green", "brown")
 
 _COLOR_OF = (
     "What color is the {}?", "What is the color of the {}?",
@@ -117,7 +120,7 @@ def scene(split: str, index: int, kind: str | None = None) -> Scene:
     seed = hashlib.sha256(f"scenes 1 {split} {index} {kind}".encode()).digest()
     rng = np.random.default_rng(np.frombuffer(seed, np.uint32))
     if kind is None:
-        kind = str(rng.choice(list(_KINDS), p=[0.4, 0.3, 0.2, 0.1]))
+        kind = str(rng.choice(["objects", "words", "strip", "screenshot"], p=[0.4, 0.3, 0.2, 0.1]))
     made = _KINDS[kind](rng, split)
     width, height = made.image.size
     made.attributes["aspect_ratio"] = round(width / height, 3)
@@ -336,11 +339,34 @@ def _write_line(
     x = left + rng.uniform(0.04, 0.96) * max(0.0, right - left - length)
     y = top + rng.uniform(0.1, 0.9) * max(0.0, bottom - top - 1.25 * size)
     if fill is None:
-        fill = COLORS[_pick(rng, ("black", "black", "blue", "red", "brown", "purple"))]
+        fill = COLORS[_pick(rng, _INKS)]
     canvas.text(line, x, y, font, fill)
     is_number = line.isdigit()
     category = "number" if is_number else "new word" if line in HELD_OUT_WORDS else "word"
     canvas.ask(forms or (_NUMBER if is_number else _WORD), "", line, category)
+
+
+def _page(rng: np.random.Generator, split: str) -> Scene:
+    """One tile full of words and numbers, for the stage of training that reads token by token; asks nothing."""
+    canvas = _Canvas(rng, "page", 224, 224)
+    if rng.random() < 0.4:
+        canvas.draw.rectangle((0, 0, 224, 224), fill=COLORS[_pick(rng, _BARS)])
+        ink = (255, 255, 255)
+    else:
+        ink = COLORS[_pick(rng, _INKS)]
+    y = rng.uniform(0, 12)
+    while y < 200:
+        size = int(rng.integers(24, 54))
+        font = _font(_pick(rng, FONTS), size)
+        x = rng.uniform(-10, 40)
+        while x < 200:
+            letters = rng.integers(0, 26, int(rng.integers(2, 6)))
+            scrambled = "".join(chr(97 + letter) for letter in letters.tolist())
+            line = (_word(rng, split), _number(rng), scrambled)[int(rng.choice(3, p=[0.5, 0.35, 0.15]))]
+            canvas.text(line, x, y, font, ink)
+            x += font.getlength(line) + rng.uniform(0.4, 1.2) * size
+        y += size * rng.uniform(1.05, 1.5)
+    return canvas.scene
 
 
 def _strip(rng: np.random.Generator, split: str) -> Scene:
@@ -374,7 +400,7 @@ def _screenshot(rng: np.random.Generator, split: str) -> Scene:
     """A phone's screen, 1080 x 2400: a bar with a title, a card with shapes, a number, a button."""
     canvas = _Canvas(rng, "screenshot", 1080, 2400)
     size = int(rng.integers(80, 120))
-    bar = COLORS[_pick(rng, ("blue", "teal", "purple", "black", "green", "brown"))]
+    bar = COLORS[_pick(rng, _BARS)]
     canvas.draw.rectangle((0, 0, 1080, 330), fill=bar)
     white = (255, 255, 255)
     title, label = (_word(rng, split) for _ in range(2))
@@ -395,6 +421,7 @@ _KINDS: dict[str, Callable[[np.random.Generator, str], Scene]] = {
     "words": _words,
     "strip": _strip,
     "screenshot": _screenshot,
+    "page": _page,
 }
 
 
