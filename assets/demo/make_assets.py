@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fetch import fetch_data
 from PIL import Image, ImageDraw
+from scenes import scene
 
 ASSETS = Path(__file__).resolve().parent.parent
 
@@ -29,12 +30,15 @@ EASY_VQA_PICTURES = {
     "green-triangle.png": 339,
     "teal-triangle.png": 87,
 }
+SCENES = {"three-shapes.png": ("objects", 1), "phone-screen.png": ("screenshot", 2)}
+"""Of scenes.py's test split, by kind and number."""
 STRIP_COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0), "brown": (165, 42, 42)}
 TEXT_MAX_BYTES = 120_000
 LEFT_OUT_ENTRY = "AFRICAN, n."  # a slur and nothing else
 
 EASY_VQA = "easy-VQA 1.0 (PyPI `easy-vqa`), test picture {}; © 2019 Victor Zhou"
 OWN = "drawn by `assets/demo/make_assets.py`"
+OWN_SCENE = "`assets/demo/scenes.py`, split test, kind {}, number {}; fonts: matplotlib's"
 COFFEE = "scikit-image 0.26.0 (PyPI), `skimage/data/coffee.png`, photo by Rachel Michetti; saved as JPEG, quality 85"
 DEVIL = (
     "Ambrose Bierce, The Devil's Dictionary (1911), Abasement to {}, without one entry that is a slur; "
@@ -110,6 +114,10 @@ def main() -> None:
     buffer = io.BytesIO()
     shapes_strip().save(buffer, "PNG", optimize=True)
     made["shapes-strip.png"] = (buffer.getvalue(), OWN, "Apache-2.0 (ours)")
+    for name, (kind, index) in SCENES.items():
+        buffer = io.BytesIO()
+        scene("test", index, kind).image.save(buffer, "PNG", optimize=True)
+        made[name] = (buffer.getvalue(), OWN_SCENE.format(kind, index), "Apache-2.0 (ours)")
     with zipfile.ZipFile(options.skimage) as wheel:
         photo = Image.open(io.BytesIO(wheel.read("skimage/data/coffee.png"))).convert("RGB")
     buffer = io.BytesIO()
