@@ -41,7 +41,8 @@ from export.divergence import DivergenceMeter, bound_for, token_cosines
 from export.pipeline import ExportOptions, export_package
 from tests.benchmarks import method_page
 from tests.benchmarks.kv_bits import rounded
-from tvm_schedules.compile import compile_package, key_centres
+from tvm_schedules.compile import compile_package
+from tvm_schedules.key_ranges import KeyRange, measure_keys
 
 Float32 = NDArray[np.float32]
 LANGUAGE = ("fp32", "w8", "w4g32-mix", "w4g32")
@@ -86,7 +87,7 @@ def opened(cell: Cell, package: Package, threads: int | None) -> tuple[Model, st
     if package.compiled(host_arch()) is None:
         model = load(package.path, backend="onnx", threads=threads)
         if cell.cache == "int8":
-            round_cache(model.session, key_centres(package, probes.text()))
+            round_cache(model.session, measure_keys(package, probes.text()))
         return model, "onnx"
     return load(package.path, backend="native", threads=threads, kv_bits=CACHES[cell.cache]), "native"
 
@@ -104,8 +105,8 @@ def share_features(session: Any, store: dict[bytes, Float32]) -> None:
     session.encode = looked_up
 
 
-def round_cache(session: Any, centres: Sequence[Float32]) -> None:
-    """From now on rounds what `prefill` and `step` append as the engine does: 8 bits, keys less their means.
+def round_cache(session: Any, ranges: Sequence[KeyRange]) -> None:
+    """From now on rounds what `prefill` and `step` append as the engine does: 8 bits, keys centred and levelled.
 
     A chunk reads its own new rows before they are rounded, the engine after: the one difference.
     """
@@ -119,9 +120,12 @@ def round_cache(session: Any, centres: Sequence[Float32]) -> None:
             layer = 0
             for kind, array in zip(kinds, session._cache, strict=True):
                 new = array[:, :, begin : session.n_past]
-                centre = centres[layer][None, :, None] if kind == "key" else np.float32(0)
-                new[...] = rounded(new - centre, 8) + centre
-                layer += kind == "key"
+                if kind == "key":
+                    centre, factors = (part[None, :, None] for part in (ranges[layer].centre, ranges[layer].factors))
+                    new[...] = rounded((new - centre) / factors, 8) * factors + centre
+                    layer += 1
+                else:
+                    new[...] = rounded(new, 8)
             return logits
 
         return run

@@ -20,6 +20,7 @@ from tests.benchmarks import method_page, picture_fidelity, plan_sizes, tiling_a
 from tests.benchmarks.kv_bits import rounded
 from tests.edgevlm.question_sets import SIZES, write_set
 from tests.edgevlm.tiny_package import write_package
+from tvm_schedules.key_ranges import KeyRange
 
 
 @pytest.fixture
@@ -130,8 +131,8 @@ def test_native_measurements(cache: Path) -> None:
 
 def test_rounded_cache_is_what_the_sessions_hold(cache: Path) -> None:
     session = picture_fidelity.OnnxSession(open_package(write_package(cache / "package")), context=64)
-    centres = [np.zeros((2, 16), np.float32)] * 2
-    picture_fidelity.round_cache(session, centres)
+    plain = KeyRange(np.zeros((2, 16), np.float32), np.zeros((2, 8), np.int32))
+    picture_fidelity.round_cache(session, [plain] * 2)
     session.prefill([np.arange(10)], np.arange(10))
     session.step(3, 10)
     held = session.snapshot().arrays
