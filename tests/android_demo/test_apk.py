@@ -136,9 +136,12 @@ def test_app_builds_and_passes(unsigned: Path, tmp_path: Path) -> None:
 
 
 def _rewritten(unsigned: Path, target: Path, stored: dict[str, bytes], deflated: dict[str, bytes]) -> Path:
+    """The APK with other entries, or with others deflated; what it stores stays stored."""
     with zipfile.ZipFile(unsigned) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    write_archive(target, stored, {**entries, **deflated})
+        kept = {info.filename: (info.compress_type, archive.read(info)) for info in archive.infolist()}
+    plain = {name: data for name, (how, data) in kept.items() if how == zipfile.ZIP_STORED and name not in deflated}
+    packed = {name: data for name, (how, data) in kept.items() if how != zipfile.ZIP_STORED}
+    write_archive(target, {**plain, **stored}, {**packed, **deflated})
     return target
 
 

@@ -13,6 +13,7 @@ import org.edgevlm.Answer;
 import org.edgevlm.Conversation;
 import org.edgevlm.EdgeVlm;
 import org.edgevlm.EdgeVlmException;
+import org.edgevlm.GenerationOptions;
 import org.edgevlm.Options;
 import org.edgevlm.TilePlan;
 import org.edgevlm.TokenListener;
@@ -47,6 +48,8 @@ final class ChatController {
         int threads;
         int maxTiles;
         double temperature;
+        /** Longest answer in tokens; 0 is the model's own. */
+        int maxNewTokens;
     }
 
     /** Opens a package; tests put something slow in its place. */
@@ -307,7 +310,8 @@ final class ChatController {
         // Behind the pictures that are still being attached.
         work.execute(() -> {
             try {
-                to.send(text, mine.generationOptions().withTemperature(settings.temperature), listener);
+                GenerationOptions options = mine.generationOptions().withTemperature(settings.temperature);
+                to.send(text, settings.maxNewTokens == 0 ? options : options.withMaxNewTokens(settings.maxNewTokens), listener);
             } catch (EdgeVlmException error) {
                 listener.onError(error);
             }

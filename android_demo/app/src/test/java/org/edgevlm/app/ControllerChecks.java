@@ -227,12 +227,15 @@ final class ControllerChecks {
         ChatController controller = ready(directory(), main);
         Screen screen = new Screen();
         controller.watch(screen);
-        controller.send("A long story, please", greedy());
+        ChatController.Settings settings = greedy();
+        settings.maxNewTokens = 100; // a quick machine would fill the context with it, and leave no room for a second question
+        controller.send("A long story, please", settings);
         main.until(() -> screen.streamed.length() > 0 || controller.turns().size() == 1, "something is said");
         controller.load(packageDirectory, new Options());
         main.until(() -> controller.state() == ChatController.State.READY, "the model is ready again");
         Checks.equal(controller.turns().size(), 1);
         ask(controller, main, "And then?");
+        Checks.equal(controller.problem(), "");
         Checks.equal(controller.turns().size(), 2);
         Checks.that(controller.lastAnswer().promptTokens > screen.streamed.length() / 8, "the first turn is not in the prompt");
         controller.close();
