@@ -58,12 +58,12 @@ class Played:
 
 def demo_questions() -> list[Question]:
     """A conversation for the demo's model: two pictures, the second of nine tiles; a cache put down and read back."""
-    first, second = (load_image(ASSETS / name).copy() for name in ("blue-rectangle.png", "shapes-strip.png"))
+    first, second = (load_image(ASSETS / name).copy() for name in ("blue-rectangle.png", "phone-screen.png"))
     return [
         Question("What color is the shape?", first),
-        Question("Is there a circle?"),
-        Question("What is in this picture?", second),
-        Question("And in the first one?", trim="KEY_VALUES"),
+        Question("What shape is in the image?"),
+        Question("Which number is shown?", second),
+        Question("What color is the triangle?", trim="KEY_VALUES"),
     ]
 
 
