@@ -227,7 +227,8 @@ def check_turns(package: Package, recorded: Recorded, cpu: str) -> None:
     found = np.concatenate([np.fromfile(f"{file}.features", np.float32) for file in recorded.files])
     found = found.reshape(expected.shape)
     cosines = (found * expected).sum(axis=2) / np.linalg.norm(found, axis=2) / np.linalg.norm(expected, axis=2)
-    assert cosines.min() > 0.999
+    # Ten tiles of the demo: mean .99998, worst token of 640 .9986 (7-bit probabilities against 8-bit, 2026-11-27).
+    assert cosines.mean() > 0.9995 and cosines.min() > 0.997
     if len(recorded.answers) == 1 or NativeLibrary(library_path()).variants()[0] != "avx512vnni":
         return  # arm64 has AVX-512's bits, not AVX2's
     rows = list(expected)
