@@ -215,7 +215,7 @@ class Recorded:
                     self.segments.append(f"say:{len(self.tokens) - before}")
 
 
-def check_turns(package: Package, recorded: Recorded, cpu: str) -> None:
+def check_turns(package: Package, recorded: Recorded, cpu: str, least_cosine: float = 0.999) -> None:
     """The emulated engine encodes the same picture to nearly the same features and gives the same first answer; with
     this machine's features, whose last digits are not arm64's, it repeats every turn."""
     directory = package.path / "lib/arm64"
@@ -227,8 +227,7 @@ def check_turns(package: Package, recorded: Recorded, cpu: str) -> None:
     found = np.concatenate([np.fromfile(f"{file}.features", np.float32) for file in recorded.files])
     found = found.reshape(expected.shape)
     cosines = (found * expected).sum(axis=2) / np.linalg.norm(found, axis=2) / np.linalg.norm(expected, axis=2)
-    # Ten tiles of the demo: mean .99998, worst token of 640 .9986 (7-bit probabilities against 8-bit, 2026-11-27).
-    assert cosines.mean() > 0.9995 and cosines.min() > 0.997
+    assert cosines.mean() > 0.9995 and cosines.min() > least_cosine
     if len(recorded.answers) == 1 or NativeLibrary(library_path()).variants()[0] != "avx512vnni":
         return  # arm64 has AVX-512's bits, not AVX2's
     rows = list(expected)
@@ -303,7 +302,8 @@ def test_a_whole_conversation_is_alike(cpu: str, tmp_path: Path) -> None:
     questions = ["What color is the star?", "What shape is gray?", "Describe the picture."]
     recorded = Recorded(open_package(path), questions, emulator.ROOT / "assets/three-shapes.png", tmp_path, n_new=24)
     assert recorded.answers[:2] == ["gray", "star"] and len(recorded.tokens) >= 9
-    check_turns(open_package(path), recorded, cpu)
+    # The worst of 640 tokens has .9986 (7-bit probabilities against 8-bit, 2026-11-27).
+    check_turns(open_package(path), recorded, cpu, least_cosine=0.997)
 
 
 @pytest.fixture(scope="module")
