@@ -12,7 +12,10 @@ from tests.tvm_schedules.gemm_problem import K, N, Problem, relative_error, swig
 from tests.tvm_schedules.kernels import compile_kernels, pointer, x86_variants
 from tvm_schedules.targets import Variant
 
-SCHEMES = ((4, 32, False), (4, 64, True), (4, 128, False), (8, 32, False), (8, 128, False))
+SCHEMES = (
+    (4, 32, False), (4, 64, False), (4, 128, False), (4, 32, True), (4, 64, True), (4, 128, True),
+    (8, 32, False), (8, 64, False), (8, 128, False),
+)  # fmt: skip
 TILES = ("prefill", "batch", "decode")
 
 
