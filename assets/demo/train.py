@@ -46,8 +46,8 @@ from lessons import (
     pack,
     scene_example,
 )
-from networks import Language, Projector, Tower, low_rank_tensors
-from safetensors.torch import save_file
+from networks import Language, Projector, Tower, load_low_rank, low_rank_tensors
+from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
@@ -313,6 +313,8 @@ def train(rank: int, options: argparse.Namespace) -> None:
     if checkpoint.is_file():
         resume(run, torch.load(checkpoint))
         say(rank, f"continuing at step {run.step}")
+    elif options.start is not None:
+        start_from(run, options.start)
     texts = plain_text(run.language)
     total, losses, before_s = options.see_steps + options.steps, [], run.elapsed_s
     while run.step < total and not agreed(time.monotonic() - started > options.minutes * 60, options):
@@ -368,6 +370,14 @@ def resume(run: Run, state: dict[str, Any]) -> None:
     run.step, run.elapsed_s = state["step"], state["elapsed_s"]
 
 
+def start_from(run: Run, directory: Path) -> None:
+    """Begins with released tensors; step and optimiser begin anew."""
+    run.projector.load_tensors(load_file(directory / "projector.safetensors"))
+    low_rank = load_file(directory / "low_rank.safetensors")
+    for part in run.parts:
+        load_low_rank(part.updates, part.PREFIX, low_rank)
+
+
 def agreed(stop: bool, options: argparse.Namespace) -> bool:
     """True on every worker when it is on one."""
     if options.workers == 1:
@@ -395,6 +405,7 @@ def log_row(path: Path, row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo's model.")
     parser.add_argument("--out", type=Path, required=True, help="directory of the run: checkpoint, log, tensors")
+    parser.add_argument("--start", type=Path, help="directory of released tensors to begin with, such as assets/demo")
     parser.add_argument("--see-steps", type=int, default=700, help="steps of the first stage")
     parser.add_argument("--steps", type=int, default=1500, help="steps of the second stage")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the same command goes on")
