@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +50,17 @@ class Example:
     marks: list[scenes.Mark] = field(default_factory=list)
     size: tuple[int, int] = (0, 0)
     """(height, width) of the picture."""
+    kept: np.ndarray | None = None
+    """Indices (n,) of the picture tokens that a lesson shows, of all tiles in order; None shows all. See `thinned`."""
 
     @property
     def n_tokens(self) -> int:
-        """Picture tokens."""
+        """Picture tokens shown."""
+        return self.n_places if self.kept is None else len(self.kept)
+
+    @property
+    def n_places(self) -> int:
+        """Positions that the picture takes, shown or not."""
         return len(self.tiles) * TILE_TOKENS
 
 
@@ -148,6 +155,21 @@ def cells(example: Example) -> Cells:
     return Cells(*(labels.reshape(count, TILE_TOKENS) for labels in found))
 
 
+def thinned(example: Example, rng: np.random.Generator, share: float) -> Example:
+    """The example with the tokens that show something, those left and right of them, and a share of the others.
+
+    Most tokens of a picture with many tiles show the ground. Without them a step holds several times as many pictures;
+    the shown ones keep their positions, so what is learnt holds for the whole picture.
+    """
+    found = cells(example)
+    busy = ((found.shape != 0) | (found.first != 0)).reshape(-1, SIDE)
+    near = busy.copy()
+    near[:, 1:] |= busy[:, :-1]
+    near[:, :-1] |= busy[:, 1:]
+    shown = near.ravel() | (rng.random(near.size) < share)
+    return replace(example, kept=np.flatnonzero(shown))
+
+
 @dataclass(frozen=True)
 class Packed:
     """Several pictures with their questions as rows of tokens; token rows of pictures are filled in later.
@@ -178,9 +200,10 @@ def pack(language: Language, examples: Sequence[Example], turns: Sequence[bool])
     rows_ids, rows_positions, rows_segments, image = [], [], [], []
     rows, columns, targets, lengths = [], [], [], []
     for row, (example, chained) in enumerate(zip(examples, turns, strict=True)):
-        n_shared = n_prefix + example.n_tokens
+        n_shared, n_hidden = n_prefix + example.n_tokens, example.n_places - example.n_tokens
         ids = [*language.prefix_ids, *([0] * example.n_tokens)]
-        positions, segments = list(range(n_shared)), [0] * n_shared
+        shown = np.arange(example.n_places) if example.kept is None else example.kept
+        positions, segments = [*range(n_prefix), *(n_prefix + shown).tolist()], [0] * n_shared
         image.append((row, n_prefix, example.n_tokens))
         for index, question in enumerate(example.questions, start=1):
             opening = language.next_turn if chained and index > 1 else ""
@@ -189,7 +212,7 @@ def pack(language: Language, examples: Sequence[Example], turns: Sequence[bool])
             # In a conversation the closing token of an answer is part of what the next turn sees.
             tokens = asked + (answer if chained else answer[:-1])
             start = len(ids)
-            first = start if chained else n_shared
+            first = n_hidden + (start if chained else n_shared)
             positions += range(first, first + len(tokens))
             segments += [0 if chained else index] * len(tokens)
             ids += tokens
@@ -212,6 +235,15 @@ def pack(language: Language, examples: Sequence[Example], turns: Sequence[bool])
         padded(rows_ids, 0), padded(rows_positions, 0), sees, image, rows, columns,
         torch.tensor(targets), torch.tensor(lengths),
     )  # fmt: skip
+
+
+def row_length(language: Language, example: Example) -> int:
+    """Tokens of the example's row in `pack`, at most."""
+    asked = sum(
+        len(language.ids(question.text + language.after)) + len(language.ids(question.answer)) + 1
+        for question in example.questions
+    )
+    return len(language.prefix_ids) + example.n_tokens + asked
 
 
 def embeddings(language: Language, packed: Packed, image_embeds: torch.Tensor) -> torch.Tensor:

@@ -44,19 +44,23 @@ from lessons import (
     embeddings,
     normalised,
     pack,
+    row_length,
     scene_example,
+    thinned,
 )
-from networks import Language, Projector, Tower, load_low_rank, low_rank_tensors
+from networks import TILE_TOKENS, Language, Projector, Tower, load_low_rank, low_rank_tensors
 from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-MIX = {"easy-vqa": 0.3, "objects": 0.22, "words": 0.28, "strip": 0.12, "screenshot": 0.08}
+MIX = {"easy-vqa": 0.2, "objects": 0.28, "words": 0.32, "strip": 0.12, "screenshot": 0.08}
 """Share of the steps that each kind of picture gets in stage 2."""
 SEE_MIX = {"objects": 0.13, "page": 0.6, "words": 0.11, "strip": 0.08, "screenshot": 0.08}
 QUESTIONS = 7
 """At most so many questions a picture and step, so that pictures vary more."""
+TILE_COST = 26
+"""A tile through the tower costs as much as so many tokens through the language model and back."""
 TEXT_EVERY = 3
 TEXT_TOKENS = 192
 
@@ -181,8 +185,9 @@ def pointing_loss(run: Run, embeds: torch.Tensor, targets: torch.Tensor) -> torc
 
 
 def pictures(run: Run, rng: np.random.Generator) -> list[Example]:
-    """One worker's pictures of a step: of one kind, as many as `--tokens` allows."""
+    """One worker's pictures of a step: of one kind, as many as `--tokens` allows, whole or thinned."""
     kind = str(rng.choice(list(MIX), p=list(MIX.values())))
+    share = float(rng.uniform(0.05, 0.4)) if rng.random() < thin_share(run) else 1.0
     examples: list[Example] = []
     while True:
         if kind == "easy-vqa":
@@ -197,18 +202,51 @@ def pictures(run: Run, rng: np.random.Generator) -> list[Example]:
             others, yes_no = np.flatnonzero(~is_yes_no), rng.permutation(np.flatnonzero(is_yes_no))
             order = rng.permutation(np.concatenate([others, yes_no])[:QUESTIONS])
         example.questions = [example.questions[index] for index in order]
-        longest = max(e.n_tokens for e in [*examples, example]) + 200
-        if examples and longest * (len(examples) + 1) > run.options.tokens:
+        if share < 1 and example.marks:
+            example = thinned(example, rng, share)
+        grown = [*examples, example]
+        tokens = len(grown) * max(row_length(run.language, e) for e in grown)
+        if examples and tokens + TILE_COST * sum(map(n_encoded, grown)) > run.options.tokens:
             return examples
-        examples.append(example)
+        examples = grown
+
+
+def thin_share(run: Run) -> float:
+    """Share of the steps whose pictures are thinned: `--thin`, a quarter of it once the rate falls."""
+    falls = run.step - run.options.see_steps > run.options.steps * (1 - run.options.decay)
+    return float(run.options.thin * (0.25 if falls else 1.0))
+
+
+def shown_tiles(example: Example) -> np.ndarray:
+    """Indices of the tiles of which a token is shown."""
+    return np.arange(len(example.tiles)) if example.kept is None else np.unique(example.kept // TILE_TOKENS)
+
+
+def n_encoded(example: Example) -> int:
+    """Tiles that go through the tower."""
+    return len(shown_tiles(example))
+
+
+def picture_embeddings(run: Run, examples: Sequence[Example]) -> torch.Tensor:
+    """(shown tokens of all examples in order, D)."""
+    shown = [shown_tiles(example) for example in examples]
+    with torch.no_grad():
+        tiles = [example.tiles[indices] for example, indices in zip(examples, shown, strict=True)]
+        features = run.tower(normalised(np.concatenate(tiles)))
+    embeds = run.projector(features).flatten(0, 1)
+    rows, at = [], 0
+    for example, indices in zip(examples, shown, strict=True):
+        kept = np.arange(example.n_places) if example.kept is None else example.kept
+        rows.append(at + np.searchsorted(indices, kept // TILE_TOKENS) * TILE_TOKENS + kept % TILE_TOKENS)
+        at += len(indices) * TILE_TOKENS
+    chosen: torch.Tensor = embeds[torch.from_numpy(np.concatenate(rows))]
+    return chosen
 
 
 def answer_logits(run: Run, examples: Sequence[Example], turns: Sequence[bool]) -> tuple[torch.Tensor, Any]:
     """Logits of all answer tokens of all questions, and the packed rows."""
-    with torch.no_grad():
-        features = run.tower(normalised(np.concatenate([example.tiles for example in examples])))
     packed = pack(run.language, examples, turns)
-    embeds = embeddings(run.language, packed, run.projector(features).flatten(0, 1))
+    embeds = embeddings(run.language, packed, picture_embeddings(run, examples))
     states = run.language.hidden(embeds, packed.sees, packed.positions)
     return run.language.logits(states[packed.rows, packed.columns]), packed
 
@@ -410,11 +448,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500, help="steps of the second stage")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the same command goes on")
     parser.add_argument("--see-tiles", type=int, default=10, help="tiles per worker and step of the first stage")
-    parser.add_argument("--tokens", type=int, default=1300, help="tokens per worker and step of the second stage")
+    parser.add_argument("--tokens", type=int, default=1600, help="tokens per worker and step of the second stage")
+    parser.add_argument("--thin", type=float, default=0.8, help="share of its steps that leave out most empty tokens")
     parser.add_argument("--see-rate", type=float, default=2e-3)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.5, help="last part of stage 2 in which the rate falls")
-    parser.add_argument("--text-weight", type=float, default=0.5)
+    parser.add_argument("--text-weight", type=float, default=1.5)
     parser.add_argument("--tower-rank", type=int, default=16)
     parser.add_argument("--rank", type=int, default=8, help="rank of the language model's updates")
     parser.add_argument("--hidden", type=int, default=0, help="width of the MLP (default: the language model's)")

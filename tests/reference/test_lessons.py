@@ -1,0 +1,73 @@
+"""Rows that the demo's model is trained on: what is left out moves nothing that is shown."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "assets/demo"))
+pytest.importorskip("torch", reason="lessons are torch's")
+pytest.importorskip("matplotlib", reason="the pictures' fonts are matplotlib's")
+
+pytestmark = pytest.mark.reference
+
+LANGUAGE: Any = SimpleNamespace(
+    prefix_ids=[1, 2, 3], after="<after>", next_turn="<next>", eos=0, ids=lambda text: [ord(c) for c in text]
+)
+
+
+@pytest.fixture(scope="module")
+def lessons() -> Any:
+    return pytest.importorskip("lessons")
+
+
+@pytest.fixture(scope="module")
+def example(lessons: Any) -> Any:
+    """A screenshot: many tiles, most of them empty ground."""
+    return lessons.scene_example("train", 3, "screenshot")
+
+
+def places(packed: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """Positions of the row's picture tokens; (id, position) of the tokens whose next one is asked for."""
+    ((_, start, count),) = packed.image
+    shown = packed.positions[0, start : start + count].tolist()
+    text = [(int(packed.ids[0, c]), int(packed.positions[0, c])) for c in packed.columns]
+    return shown, text
+
+
+def test_a_thinned_picture_keeps_what_it_shows_and_every_position(lessons: Any, example: Any) -> None:
+    rng = np.random.default_rng(0)
+    thin = lessons.thinned(example, rng, 0.1)
+    found = lessons.cells(example)
+    busy = np.flatnonzero(((found.shape != 0) | (found.first != 0)).ravel())
+    assert len(busy) > 20 and set(busy) <= set(thin.kept)
+    assert thin.n_tokens < 0.6 * example.n_tokens and thin.n_places == example.n_places
+
+    for chained in (False, True):
+        whole, thinned = (lessons.pack(LANGUAGE, [e], [chained]) for e in (example, thin))
+        shown, asked = places(whole)
+        shown_thin, asked_thin = places(thinned)
+        assert asked_thin == asked and thinned.targets.tolist() == whole.targets.tolist()
+        assert shown_thin == [shown[index] for index in thin.kept]
+
+
+def test_with_all_tokens_kept_the_row_is_the_whole_picture_s(lessons: Any, example: Any) -> None:
+    everything = lessons.thinned(example, np.random.default_rng(0), 1.0)
+    assert everything.n_tokens == example.n_tokens
+    one, other = (lessons.pack(LANGUAGE, [e], [False]) for e in (example, everything))
+    assert (one.ids == other.ids).all() and (one.positions == other.positions).all() and (one.sees == other.sees).all()
+    moved = replace(everything, kept=everything.kept[::2])
+    assert lessons.pack(LANGUAGE, [moved], [False]).positions.shape != one.positions.shape
+
+
+def test_a_row_is_no_longer_than_was_said(lessons: Any, example: Any) -> None:
+    for each in (example, lessons.thinned(example, np.random.default_rng(1), 0.2)):
+        packed = lessons.pack(LANGUAGE, [each], [False])
+        assert packed.ids.shape[1] - lessons.PAD_TO < lessons.row_length(LANGUAGE, each)
+        assert packed.columns[-1] < lessons.row_length(LANGUAGE, each)
