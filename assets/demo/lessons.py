@@ -156,7 +156,7 @@ def cells(example: Example) -> Cells:
 
 
 def thinned(example: Example, rng: np.random.Generator, share: float) -> Example:
-    """The example with the tokens that show something, those left and right of them, and a share of the others.
+    """The example with the tokens that show something, those left and right of them, and a share of their tiles' others.
 
     Most tokens of a picture with many tiles show the ground. Without them a step holds several times as many pictures;
     the shown ones keep their positions, so what is learnt holds for the whole picture.
@@ -166,7 +166,8 @@ def thinned(example: Example, rng: np.random.Generator, share: float) -> Example
     near = busy.copy()
     near[:, 1:] |= busy[:, :-1]
     near[:, :-1] |= busy[:, 1:]
-    shown = near.ravel() | (rng.random(near.size) < share)
+    tiles = near.reshape(len(example.tiles), TILE_TOKENS)
+    shown = tiles | (tiles.any(1, keepdims=True) & (rng.random(tiles.shape) < share))
     return replace(example, kept=np.flatnonzero(shown))
 
 

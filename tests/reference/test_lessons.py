@@ -47,6 +47,7 @@ def test_a_thinned_picture_keeps_what_it_shows_and_every_position(lessons: Any, 
     found = lessons.cells(example)
     busy = np.flatnonzero(((found.shape != 0) | (found.first != 0)).ravel())
     assert len(busy) > 20 and set(busy) <= set(thin.kept)
+    assert {index // lessons.TILE_TOKENS for index in thin.kept} == {index // lessons.TILE_TOKENS for index in busy}
     assert thin.n_tokens < 0.6 * example.n_tokens and thin.n_places == example.n_places
 
     for chained in (False, True):
@@ -58,8 +59,7 @@ def test_a_thinned_picture_keeps_what_it_shows_and_every_position(lessons: Any, 
 
 
 def test_with_all_tokens_kept_the_row_is_the_whole_picture_s(lessons: Any, example: Any) -> None:
-    everything = lessons.thinned(example, np.random.default_rng(0), 1.0)
-    assert everything.n_tokens == example.n_tokens
+    everything = replace(example, kept=np.arange(example.n_places))
     one, other = (lessons.pack(LANGUAGE, [e], [False]) for e in (example, everything))
     assert (one.ids == other.ids).all() and (one.positions == other.positions).all() and (one.sees == other.sees).all()
     moved = replace(everything, kept=everything.kept[::2])
