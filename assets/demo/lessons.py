@@ -156,13 +156,14 @@ def cells(example: Example) -> Cells:
 
 
 def thinned(example: Example, rng: np.random.Generator, share: float) -> Example:
-    """The example with the tokens that show something, those left and right of them, and a share of their tiles' others.
+    """The example with the tokens that show something, their neighbours in the row, and a share of their tiles' others.
 
-    Most tokens of a picture with many tiles show the ground. Without them a step holds several times as many pictures;
-    the shown ones keep their positions, so what is learnt holds for the whole picture.
+    Most tokens of a picture with many tiles show the ground, and its thumbnail's text is too small to read. Without
+    them a step holds several times as many pictures; the shown ones keep their positions, so what is learnt holds for
+    the whole picture.
     """
     found = cells(example)
-    busy = ((found.shape != 0) | (found.first != 0)).reshape(-1, SIDE)
+    busy = ((found.shape > 0) | (found.first > 0)).reshape(-1, SIDE)
     near = busy.copy()
     near[:, 1:] |= busy[:, :-1]
     near[:, :-1] |= busy[:, 1:]

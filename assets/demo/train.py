@@ -187,7 +187,7 @@ def pointing_loss(run: Run, embeds: torch.Tensor, targets: torch.Tensor) -> torc
 def pictures(run: Run, rng: np.random.Generator) -> list[Example]:
     """One worker's pictures of a step: of one kind, as many as `--tokens` allows, whole or thinned."""
     kind = str(rng.choice(list(MIX), p=list(MIX.values())))
-    share = float(rng.uniform(0.05, 0.4)) if rng.random() < thin_share(run) else 1.0
+    share = float(rng.uniform(0, 0.25)) if rng.random() < thin_share(run) else 1.0
     examples: list[Example] = []
     while True:
         if kind == "easy-vqa":
@@ -204,6 +204,8 @@ def pictures(run: Run, rng: np.random.Generator) -> list[Example]:
         example.questions = [example.questions[index] for index in order]
         if share < 1 and example.marks:
             example = thinned(example, rng, share)
+            if not example.n_tokens:
+                continue
         grown = [*examples, example]
         tokens = len(grown) * max(row_length(run.language, e) for e in grown)
         if examples and tokens + TILE_COST * sum(map(n_encoded, grown)) > run.options.tokens:
@@ -212,9 +214,9 @@ def pictures(run: Run, rng: np.random.Generator) -> list[Example]:
 
 
 def thin_share(run: Run) -> float:
-    """Share of the steps whose pictures are thinned: `--thin`, a quarter of it once the rate falls."""
+    """Share of the steps whose pictures are thinned: `--thin`, half of it once the rate falls."""
     falls = run.step - run.options.see_steps > run.options.steps * (1 - run.options.decay)
-    return float(run.options.thin * (0.25 if falls else 1.0))
+    return float(run.options.thin * (0.5 if falls else 1.0))
 
 
 def shown_tiles(example: Example) -> np.ndarray:

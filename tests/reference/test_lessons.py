@@ -45,7 +45,7 @@ def test_a_thinned_picture_keeps_what_it_shows_and_every_position(lessons: Any, 
     rng = np.random.default_rng(0)
     thin = lessons.thinned(example, rng, 0.1)
     found = lessons.cells(example)
-    busy = np.flatnonzero(((found.shape != 0) | (found.first != 0)).ravel())
+    busy = np.flatnonzero(((found.shape > 0) | (found.first > 0)).ravel())
     assert len(busy) > 20 and set(busy) <= set(thin.kept)
     assert {index // lessons.TILE_TOKENS for index in thin.kept} == {index // lessons.TILE_TOKENS for index in busy}
     assert thin.n_tokens < 0.6 * example.n_tokens and thin.n_places == example.n_places
