@@ -11,7 +11,7 @@ from typing import Any
 from export.reference.language import load_gguf, load_language, load_tokenizer
 from export.reference.model import Parts
 from export.reference.relaxed import relaxed_picture
-from export.reference.weights import load_model, model_from_tensors, read_tensors
+from export.reference.weights import load_config, model_from_tensors, read_snapshot, read_tensors
 
 
 def load_composed(path: Path) -> Parts:
@@ -19,7 +19,11 @@ def load_composed(path: Path) -> Parts:
     from transformers import Dinov2Model
 
     fields = json.loads(path.read_text())
-    tower = load_model(Dinov2Model, path.parent / fields["vision"])
+    updates = read_tensors([path.parent / fields["low_rank"]]) if fields.get("low_rank") else {}
+    tower_path = path.parent / fields["vision"]
+    in_tower = read_snapshot(tower_path)
+    add_updates(updates, "vision_tower.", in_tower)
+    tower = model_from_tensors(Dinov2Model, load_config(Dinov2Model, tower_path), in_tower)
     language_path = path.parent / fields["language"]
     if language_path.suffix == ".gguf":
         language = load_gguf(language_path)
@@ -27,20 +31,19 @@ def load_composed(path: Path) -> Parts:
         language = load_language(language_path, {"model_type": "llama"})
     if language.tokenizer.convert_tokens_to_ids(fields["image_token"]) in (None, language.tokenizer.unk_token_id):
         language.tokenizer.add_special_tokens({"additional_special_tokens": [fields["image_token"]]})
-    if fields.get("low_rank"):
-        updates = read_tensors([path.parent / fields["low_rank"]])
-        add_updates(updates, {"vision_tower.": tower, "language_model.": language.language})
+    add_updates(updates, "language_model.", dict(language.language.named_parameters()))
     return _compose_bluelm_v(tower, read_tensors([path.parent / fields["projector"]]), language, fields)
 
 
-def add_updates(updates: Mapping[str, Any], models: Mapping[str, Any]) -> None:
-    """Adds each `up @ down` to its weight, in place; prefix → model."""
+def add_updates(updates: Mapping[str, Any], prefix: str, weights: Mapping[str, Any]) -> None:
+    """Adds each `up @ down` under `prefix` to its weight, in place; `weights` have the checkpoint's names.
+
+    A tower's are updated before there is a model: transformers gives its modules other names than the checkpoint.
+    """
     for name, down in updates.items():
-        if name.endswith(".down"):
+        if name.startswith(prefix) and name.endswith(".down"):
             weight_name = name.removesuffix(".down")
-            prefix = next(prefix for prefix in models if name.startswith(prefix))
-            weight = models[prefix].get_parameter(weight_name.removeprefix(prefix))
-            weight.data += updates[f"{weight_name}.up"].float() @ down.float()
+            weights[weight_name.removeprefix(prefix)].data += updates[f"{weight_name}.up"] @ down
 
 
 def load_bluelm_v(source: Path, config: Mapping[str, Any]) -> Parts:

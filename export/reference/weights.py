@@ -14,8 +14,17 @@ INDEX = "model.safetensors.index.json"
 
 def load_model(model_class: Any, source: Path) -> Any:
     """Returns the model of a snapshot directory in fp32, ready to run."""
-    config = model_class.config_class.from_pretrained(source)
-    return model_from_tensors(model_class, config, read_tensors(_weight_files(source)))
+    return model_from_tensors(model_class, load_config(model_class, source), read_snapshot(source))
+
+
+def load_config(model_class: Any, source: Path) -> Any:
+    """Returns the config of a snapshot directory."""
+    return model_class.config_class.from_pretrained(source)
+
+
+def read_snapshot(source: Path) -> dict[str, Any]:
+    """Returns all tensors of a snapshot directory in fp32, under their hub names."""
+    return read_tensors(_weight_files(source))
 
 
 def read_tensors(files: list[Path]) -> dict[str, Any]:
