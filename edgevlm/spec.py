@@ -222,7 +222,11 @@ class CompiledEntry:
 
 @dataclass(frozen=True)
 class NpuGraph:
-    """One fixed graph: 'prefill', 'decode', 'vision_4' or 'vision_1'."""
+    """One fixed graph: 'prefill', 'decode', 'vision_4' or 'vision_1'.
+
+    Several of one name are parts of a graph that is too large for one binary. They run in the order in which they are
+    listed: the first output of each is an input of the next.
+    """
 
     name: str
     path: str

@@ -17,23 +17,38 @@ Feeds = dict[str, NDArray[Any]]
 
 
 class NpuGraphs(ABC):
-    """onnxruntime sessions of fixed graphs; a subclass says on which device they are opened."""
+    """onnxruntime sessions of fixed graphs, or of their parts; a subclass says on which device they are opened."""
 
     def __init__(self, package: Package, graphs: Iterable[NpuGraph]) -> None:
         self._package = package
-        self._paths = {graph.name: graph.path for graph in graphs}
-        self._sessions: dict[str, Any] = {}
+        self._paths: dict[str, list[str]] = {}
+        for graph in graphs:
+            self._paths.setdefault(graph.name, []).append(graph.path)
+        self._sessions: dict[str, list[Any]] = {}
 
     def run(self, name: str, feeds: Feeds, running: Running) -> list[NDArray[Any]]:
-        """Returns the outputs in the graph's order. Raises Cancelled after a cancel, BackendError when it fails."""
-        session = self._held(name)
-        running.check()
-        try:
-            outputs: list[NDArray[Any]] = session.run(None, feeds, running.options)
-        except ort_errors() as error:
+        """Returns the outputs in the graph's order; of parts, the last one's first output before the rows of all.
+
+        Raises Cancelled after a cancel, between parts too, and BackendError when it fails.
+        """
+        known = dict(feeds)
+        rows: list[NDArray[Any]] = []
+        for session in self._held(name):
             running.check()
-            raise BackendError(f"the NPU graph {name!r} failed: {' '.join(str(error).split())[:300]}") from None
-        return outputs
+            names = [item.name for item in session.get_inputs()]
+            if unknown := [item for item in names if item not in known]:
+                raise PackageError(
+                    f"{self._package.path}: a part of the NPU graph {name!r} takes {unknown[0]!r}, which no part "
+                    "before it returns; compile the package again"
+                )
+            try:
+                first, *others = session.run(None, {item: known[item] for item in names}, running.options)
+            except ort_errors() as error:
+                running.check()
+                raise BackendError(f"the NPU graph {name!r} failed: {' '.join(str(error).split())[:300]}") from None
+            known[session.get_outputs()[0].name] = first
+            rows += others
+        return [first, *rows]
 
     def release(self, prefix: str) -> None:
         """Frees graphs whose name starts with `prefix`."""
@@ -44,13 +59,13 @@ class NpuGraphs(ABC):
         """Whether such a graph is held."""
         return any(name.startswith(prefix) for name in self._sessions)
 
-    def _held(self, name: str) -> Any:
-        """The session of a graph. Raises PackageError when the package has none of this name."""
+    def _held(self, name: str) -> list[Any]:
+        """The sessions of a graph's parts. Raises PackageError when the package has none of this name."""
         if name not in self._paths:
             known = ", ".join(sorted(self._paths))
             raise PackageError(f"{self._package.path}: there is no NPU graph {name!r} (there are: {known})")
         if name not in self._sessions:
-            self._sessions[name] = self._open(str(self._package.file(self._paths[name])))
+            self._sessions[name] = [self._open(str(self._package.file(path))) for path in self._paths[name]]
         return self._sessions[name]
 
     @abstractmethod

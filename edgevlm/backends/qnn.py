@@ -82,8 +82,8 @@ def licence_notice() -> str | None:
     return LICENCE
 
 
-def session_options(soc: str | None, *, allow_cpu: bool = False) -> Any:
-    """Returns options that put a graph on the HTP of `soc` (None: of this machine)."""
+def session_options(soc: str | None, *, allow_cpu: bool = False, **provider: str) -> Any:
+    """Returns options that put a graph on the HTP of `soc` (None: of this machine), `provider` being more of QNN's."""
     import onnxruntime
 
     device = provider_device()
@@ -96,6 +96,7 @@ def session_options(soc: str | None, *, allow_cpu: bool = False) -> Any:
         "offload_graph_io_quantization": "0",
         "htp_performance_mode": "burst",
         "htp_graph_finalization_optimization_mode": "3",
+        **provider,
     }
     if soc is not None:
         model, arch, _ = SOCS[soc]
@@ -125,10 +126,6 @@ class QnnGraphs(NpuGraphs):
         """Runs one graph on the NPU. Raises Cancelled, and BackendError when it fails or does not fit the NPU."""
         with quiet_stdout():
             return super().run(name, feeds, running)
-
-    def placement(self, name: str) -> dict[str, list[str]]:
-        """Returns the nodes of a loaded graph by provider."""
-        return node_placement(self._sessions[name])
 
     def _open(self, path: str) -> Any:
         import onnxruntime

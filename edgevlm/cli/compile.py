@@ -66,6 +66,12 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         action="store_true",
         help="prefill and decode in one binary with one copy of the weights; the x86-64 emulator cannot load it",
     )
+    group.add_argument(
+        "--part-mb",
+        type=number(int, 1),
+        metavar="N",
+        help="split graphs into parts with less than N MB of weights each (default: what one binary holds, 2147)",
+    )
     parser.add_argument(
         "--device-only", type=Path, metavar="DIR", help="write a copy to DIR that holds no ONNX graphs, for one device"
     )
@@ -101,6 +107,7 @@ def _run_npu(args: argparse.Namespace) -> int:
     from edgevlm.package import open_package
     from edgevlm.strict_json import to_json
     from export.npu.compile import NpuOptions, bits_advice, compile_npu
+    from export.npu.parts import MAX_BINARY_BYTES
 
     socs = () if args.soc == "none" else tuple(args.soc.split(","))
     if socs:
@@ -116,6 +123,7 @@ def _run_npu(args: argparse.Namespace) -> int:
         ranges=args.ranges,
         allow_cpu=tuple(args.allow_cpu),
         share_weights=args.share_weights,
+        part_bytes=args.part_mb * 10**6 if args.part_mb else MAX_BINARY_BYTES,
     )
     with ProgressBar() as progress:
         entry = compile_npu(args.package, options, progress)

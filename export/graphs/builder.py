@@ -73,6 +73,8 @@ class GraphBuilder:
         self._scope: list[str] = []
         self._names: set[str] = set()
         self._overridable = overridable or (lambda name: False)
+        self.boundaries: list[str] = []
+        """Values at which the graph may be cut in two: besides inputs, nothing else is used behind them."""
 
     def __enter__(self) -> GraphBuilder:
         return self

@@ -35,6 +35,7 @@ def build_decoder(ops: Ops, spec: LMSpec, names: dict[str, str], tied_table: Tab
             with builder.scope("model", f"layers.{i + 1}", "input_layernorm"):
                 stem = names["input_norm"].format(i=i + 1)
                 normed, residual = ops.add_rms_norm(residual, hidden, stem, spec.hidden, spec.norm_eps)
+            builder.boundaries.append(residual)
 
     with builder.scope("model", "norm"):
         residual, hidden = ops.kept_rows(residual, hidden)

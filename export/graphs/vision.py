@@ -31,6 +31,8 @@ def build_tower(ops: Ops, spec: VisionSpec, names: dict[str, str], pixels: str) 
         layer = {role: name.format(i=i) for role, name in names.items()}
         with builder.scope("vision", f"layers.{i}"):
             x = _block(ops, spec, layer, x)
+        if i < spec.run_layers - 1:
+            builder.boundaries.append(x)
     with builder.scope("vision", "norm"):
         if spec.cls:
             x = ops.drop_first_row(x, grid * grid)

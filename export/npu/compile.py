@@ -29,6 +29,7 @@ from export.npu.calibrate import Calibration, calibrate
 from export.npu.distance import cpu_logits, float_features, float_logits, mean_kl, measured_ids, session_logits
 from export.npu.graphs import DECODE, DEFAULT_CONTEXT, PREFILL, BuiltGraph, build_npu_graphs
 from export.npu.htp import Placement, compile_graphs, sdk_version
+from export.npu.parts import MAX_BINARY_BYTES, split_graph
 from export.npu.qdq import Codes, WeightPool, quantise_graph
 from export.npu.ranges import METHODS, Method
 
@@ -63,6 +64,8 @@ class NpuOptions:
     allow_cpu: tuple[str, ...] = ()
     share_weights: bool = False
     """Prefill and decode in one binary: half the size, and the x86-64 emulator cannot load it."""
+    part_bytes: int = MAX_BINARY_BYTES
+    """A graph with as many bytes of weights is split into parts by layers."""
 
 
 def compile_npu(path: Path, options: NpuOptions, progress: Progress | None = None) -> NpuEntry:
@@ -180,7 +183,8 @@ def _write(
     graphs = []
     for graph in built:
         codes |= quantise_graph(graph.path, place / f"{graph.name}.onnx", ranges, pool)
-        graphs.append(NpuGraph(graph.name, f"lib/{KIND}/{graph.name}.onnx"))
+        parts = split_graph(graph, place / f"{graph.name}.onnx", options.part_bytes)
+        graphs += [NpuGraph(graph.name, f"lib/{KIND}/{part.name}") for part in parts]
     pool.close()
     table = {
         name: {"scale": c.scale, "zero_point": c.zero_point, "dtype": c.dtype} for name, c in sorted(codes.items())
@@ -202,7 +206,7 @@ def _write(
 def _trial_package(package: Package, entry: NpuEntry, place: Path) -> Package:
     """The package as it will be, with the graphs still where they were written."""
     here = f"lib/.{KIND}.partial/{place.name}"
-    graphs = tuple(replace(graph, path=f"{here}/{graph.name}.onnx") for graph in entry.graphs)
+    graphs = tuple(replace(graph, path=f"{here}/{Path(graph.path).name}") for graph in entry.graphs)
     return Package(package.path, replace(package.manifest, npu=replace(entry, graphs=graphs)))
 
 
@@ -248,24 +252,24 @@ def _target(entry: NpuEntry, scratch: Path, soc: str, options: NpuOptions) -> Np
     arch = SOCS[soc][2]
     directory = scratch / f"{KIND}-{arch}"
     directory.mkdir()
-    names = [graph.name for graph in entry.graphs]
-    groups = [[PREFILL, DECODE], [name for name in names if name.startswith("vision")]]
+    files: dict[str, list[str]] = {}
+    for graph in entry.graphs:
+        files.setdefault(graph.name, []).append(Path(graph.path).name)
+    decoder = zip(files.pop(PREFILL), files.pop(DECODE), strict=True)
+    groups = [*decoder, *((name,) for names in files.values() for name in names)]
     placements: list[Placement] = []
     for group in groups:
-        if group:
-            graphs = [(name, scratch / KIND / f"{name}.onnx") for name in group]
-            placements += compile_graphs(
-                graphs, directory, soc, options.allow_cpu, share=options.share_weights and PREFILL in group
-            )
+        graphs = [(Path(name).stem, scratch / KIND / name) for name in group]
+        placements += compile_graphs(graphs, directory, soc, options.allow_cpu, share=options.share_weights)
     text = json.dumps([placement.__dict__ for placement in placements], indent=1)
     (directory / REPORT_NAME).write_text(text + "\n")
     here = f"lib/{KIND}-{arch}"
     return NpuTarget(
         arch=arch,
         soc=soc,
-        graphs=tuple(NpuGraph(name, f"{here}/{name}.onnx") for name in names),
+        graphs=tuple(replace(graph, path=f"{here}/{Path(graph.path).name}") for graph in entry.graphs),
         binaries=tuple(f"{here}/{file.name}" for file in sorted(directory.glob("*.bin"))),
-        sdk=f"{provider_version()}, QNN SDK {sdk_version(directory / f'{names[0]}.onnx')}",
+        sdk=f"{provider_version()}, QNN SDK {sdk_version(directory / Path(entry.graphs[0].path).name)}",
         shared_weights=options.share_weights,
         on_cpu=tuple(node for placement in placements for node in placement.on_cpu),
     )

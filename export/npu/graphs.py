@@ -38,6 +38,10 @@ class BuiltGraph:
     name: str
     """prefill, decode, vision_4 or vision_1."""
     path: Path
+    boundaries: tuple[str, ...]
+    """The value that each layer but the last hands to the next; besides it they share only the graph's inputs."""
+    hidden_shape: tuple[int, int, int]
+    """Of those values."""
 
 
 def build_npu_graphs(
@@ -66,12 +70,16 @@ def build_npu_graphs(
                 shape = DecoderShape(n_tokens, context, all_logits)
                 ops = NpuOps(builder, weights, decoder=shape, key_centres=key_centres, stored=stored)
                 build_decoder(ops, spec.language, spec.names.language, None)
-            graphs.append(BuiltGraph(name, directory / f"{name}.onnx"))
+            hidden = (1, n_tokens, spec.language.hidden)
+            graphs.append(BuiltGraph(name, directory / f"{name}.onnx", tuple(builder.boundaries), hidden))
     if spec.vision is not None:
+        tile_tokens = (spec.vision.image_px // spec.vision.patch) ** 2 + spec.vision.cls
         for tiles in tile_batches:
             with _graph(directory, f"vision_{tiles}") as builder:
                 _tower(NpuOps(builder, weights, tiles=tiles, stored=stored), spec, spec.vision)
-            graphs.append(BuiltGraph(f"vision_{tiles}", directory / f"vision_{tiles}.onnx"))
+            hidden = (tiles, tile_tokens, spec.vision.width)
+            path = directory / f"vision_{tiles}.onnx"
+            graphs.append(BuiltGraph(f"vision_{tiles}", path, tuple(builder.boundaries), hidden))
     return graphs
 
 

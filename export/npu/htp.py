@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import BackendError, UnsupportedModelError
+from export.npu.parts import MAX_BINARY_BYTES
 
-MAX_BINARY_BYTES = 1 << 31
-"""What one context may hold on a phone. Source: Qualcomm's guides, by way of PowerServe and ExecuTorch."""
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _NODE = re.compile(r"(.*) \((\w+)\)")
 
@@ -40,9 +39,8 @@ def compile_graphs(
 
     With `share` the graphs lie in one binary with one copy of their weights. Raises UnsupportedModelError naming the
     first node that does not fit the NPU, with its shapes and the compiler's reason, unless its operator is in
-    `allow_cpu`.
+    `allow_cpu`, and for a binary that is too large.
     """
-    check_size(graphs)
     job = {
         "graphs": [[name, str(path)] for name, path in graphs],
         "directory": str(directory),
@@ -56,29 +54,17 @@ def compile_graphs(
         result = _in_process({**job, "action": "compile"})
         if "error" in result:
             raise BackendError(f"the HTP compiler failed: {result['error']}")
-    return [
+    placements = [
         Placement(item["graph"], tuple(item["npu"]), tuple(item["cpu"]), item["compile_s"], item["size_bytes"])
         for item in result["placements"]
     ]
-
-
-def check_size(graphs: list[tuple[str, Path]]) -> None:
-    """Raises UnsupportedModelError for a graph whose weights do not fit one binary, before an hour goes into it."""
-    import onnx
-
-    for name, path in graphs:
-        model = onnx.load(path, load_external_data=False)
-        lengths = [
-            int(entry.value)
-            for tensor in model.graph.initializer
-            for entry in tensor.external_data
-            if entry.key == "length"
-        ]
-        if sum(lengths) >= MAX_BINARY_BYTES:
+    for item in placements:
+        if item.size_bytes >= MAX_BINARY_BYTES:
             raise UnsupportedModelError(
-                f"graph {name!r} has {sum(lengths) / 1e9:.2f} GB of weights, an HTP binary holds less than "
-                f"{MAX_BINARY_BYTES / 1e9:.2f} GB and edgevlm does not split a model; export it with fewer bits"
+                f"the binary of graph {item.graph!r} for {soc} has {item.size_bytes / 1e9:.2f} GB, one holds less than "
+                f"{MAX_BINARY_BYTES / 1e9:.2f} GB: this chip stores weights wider; --part-mb makes smaller parts"
             )
+    return placements
 
 
 def sdk_version(wrapper: Path) -> str:

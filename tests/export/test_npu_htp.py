@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -127,12 +128,35 @@ def test_a_node_that_is_allowed_on_the_cpu_is_recorded(tmp_path: Path, monkeypat
     assert qnn_session(package).step(5, 0).shape == (384,)
 
 
-def test_a_graph_that_is_too_large_is_refused_before_it_is_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_run_in_turn_on_the_npu(tmp_path: Path) -> None:
+    path = export_package(tiny.make_smolvlm(tmp_path / "checkpoint"), tmp_path / "package", INT4)
+    compile_npu(path, dataclasses.replace(OPTIONS, part_bytes=40_000))
+    package = open_package(path)
+    package.check_hashes()
+    names = ["prefill_part0", "decode_part0", "prefill_part1", "decode_part1"]
+    report = json.loads(package.file("lib/qnn-htp-v75/partition.json").read_text())
+    assert [item["graph"] for item in report][:4] == names
+    assert all(item["on_cpu"] == [] for item in report)
+    assert package.manifest.npu is not None
+    binaries = package.manifest.npu.targets[0].binaries
+    assert {f"lib/qnn-htp-v75/{name}_qnn.bin" for name in names} < set(binaries)
+    ids = measured_ids(package, 8)
+    ours, theirs = session_logits(simulated_session(package), ids), session_logits(qnn_session(package), ids)
+    noise = np.sqrt(np.square(ours - theirs).mean(axis=1)) / ours.std(axis=1)
+    assert 0 < noise.max() < MAX_NOISE
+    answers = {}
+    for backend in ("qnn-sim", "qnn"):
+        with load(package.path, backend=backend, threads=1) as model:
+            answers[backend] = model.generate(QUESTION, [picture()], max_new_tokens=N_TOKENS).token_ids
+    assert answers["qnn"] == answers["qnn-sim"]
+
+
+def test_a_binary_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.npu.htp.MAX_BINARY_BYTES", 50_000)
     path = export_package(tiny.make_llama(tmp_path / "checkpoint"), tmp_path / "package", INT4)
-    with pytest.raises(UnsupportedModelError, match=r"graph 'prefill' has 0\.00 GB of weights"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"the binary of graph 'prefill' for SM8650 has 0\.00 GB.*--part-mb"
+    ):
         compile_npu(path, OPTIONS)
     assert open_package(path).manifest.npu is None
 
