@@ -175,8 +175,7 @@ class NpuOps:
         self, qkv: tuple[str, str, str], layer: int, heads: int, kv_heads: int, head_dim: int, scale: float | None
     ) -> str:
         """Causal attention over the cache and this call's tokens; `present.{layer}.*` hold the new rows only."""
-        builder, shape, shared = self.builder, self._decoder_shape(), self._shared_inputs()
-        n_tokens, group = shape.tokens, heads // kv_heads
+        builder, shared = self.builder, self._shared_inputs()
         query = self._heads_first(qkv[0], heads, head_dim, "q_heads")
         key = self._heads_first(qkv[1], kv_heads, head_dim, "k_heads")
         value = self._heads_first(qkv[2], kv_heads, head_dim, "v_heads")
@@ -195,11 +194,17 @@ class NpuOps:
             "Concat", [f"past_key_values.{layer}.value", f"present.{layer}.value"], name="values", axis=2
         )
         query = builder.node("Mul", [query, self._scalar(_scale(scale, head_dim))], name="Scale")
+        mixed = self.masked_heads(query, keys, values, heads, kv_heads, head_dim)
+        return self._heads_last(mixed, heads * head_dim)
+
+    def masked_heads(self, query: str, keys: str, values: str, heads: int, kv_heads: int, head_dim: int) -> str:
+        """query (1, H, T, E), keys (1, G, E, S), values (1, G, S, E) → (1, H, T, E), all heads in one product."""
+        builder, shape, shared = self.builder, self._decoder_shape(), self._shared_inputs()
+        n_tokens, group, total = shape.tokens, heads // kv_heads, shape.past + shape.tokens
         # a group's query heads are rows of one product, so that no key is repeated
         rows = builder.constant([1, kv_heads, group * n_tokens, head_dim])
         query = builder.node("Reshape", [query, rows], name="q_rows")
         scores = builder.node("MatMul", [query, keys], name="Scores")
-        total = shape.past + n_tokens
         scores = builder.node("Reshape", [scores, builder.constant([kv_heads, group, n_tokens, total])], name="s_heads")
         lowest = builder.node("ReduceMin", [scores, builder.constant([-1])], name="RowMinimum", keepdims=1)
         lowest = builder.node("Add", [lowest, self._scalar(-MASKED_BELOW_MINIMUM)], name="Masked")
@@ -207,8 +212,7 @@ class NpuOps:
         weights = builder.node("Softmax", [scores], name="Softmax", axis=-1)
         weights = builder.node("Reshape", [weights, builder.constant([1, kv_heads, -1, total])], name="w_rows")
         mixed = builder.node("MatMul", [weights, values], name="Mix")
-        mixed = builder.node("Reshape", [mixed, builder.constant([1, heads, n_tokens, head_dim])], name="o_heads")
-        return self._heads_last(mixed, heads * head_dim)
+        return builder.node("Reshape", [mixed, builder.constant([1, heads, n_tokens, head_dim])], name="o_heads")
 
     def kept_rows(self, residual: str, x: str) -> tuple[str, str]:
         """The row named by `last_row`; a graph for one token has only that."""
@@ -235,10 +239,13 @@ class NpuOps:
         )
         query = builder.node("Mul", [query, self._scalar(_scale(scale, head_dim))], name="Scale")
         key = builder.node("Transpose", [key], name="keys", perm=[0, 1, 3, 2])
-        weights = builder.node(
-            "Softmax", [builder.node("MatMul", [query, key], name="Scores")], name="Softmax", axis=-1
-        )
-        return self._heads_last(builder.node("MatMul", [weights, value], name="Mix"), heads * head_dim)
+        return self._heads_last(self.plain_heads(query, key, value, heads), heads * head_dim)
+
+    def plain_heads(self, query: str, keys: str, values: str, heads: int) -> str:
+        """query (C, H, V, E), keys (C, H, E, V), values (C, H, V, E) → (C, H, V, E), all heads in one product."""
+        scores = self.builder.node("MatMul", [query, keys], name="Scores")
+        weights = self.builder.node("Softmax", [scores], name="Softmax", axis=-1)
+        return self.builder.node("MatMul", [weights, values], name="Mix")
 
     def patch_embedding(self, pixels: str, stem: str, width: int, patch: int, grid: int, bias: bool) -> str:
         """pixels (C, 3, S, S) → (C, grid * grid, width), patches row-major."""
