@@ -82,7 +82,7 @@ def load_low_rank(updates: dict[str, LowRank], prefix: str, tensors: dict[str, t
 class Tower(nn.Module):
     """DINOv2-S/14: pixels (C, 3, S, S) → patch features (C, GRID*GRID, width), fp32."""
 
-    SUFFIXES = ("query", "key", "value", "output.dense", "fc1", "fc2")
+    SUFFIXES = ("fc1", "fc2")
     PREFIX = "vision_tower."
 
     def __init__(self, towers: Path, rank: int) -> None:
