@@ -6,7 +6,8 @@
    it shows (heads that are thrown away later) and to point at the embeddings of those words. Dense labels from
    `scenes.Mark` make a reader of the tower in minutes where answers alone would take hours.
 2. *Answer* (`answer_step`): cross-entropy on the answers of easy-VQA's train split and of scenes; the projector and the
-   language model's low-rank updates learn, the tower rests. Some steps also hold the updated language model to the
+   language model's low-rank updates learn, the tower rests. Most steps leave out tokens that show only the ground
+   (`lessons.thinned`), so that they hold more pictures. Some steps also hold the updated language model to the
    base model's next-token distribution on plain text, so that chat without a picture stays what it was.
 
 The run continues from `OUT/checkpoint.pt`; `OUT/log.csv` is the curve, `OUT/projector.safetensors` and
