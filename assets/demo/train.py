@@ -55,7 +55,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-MIX = {"easy-vqa": 0.16, "objects": 0.27, "words": 0.36, "strip": 0.13, "screenshot": 0.08}
+MIX = {"easy-vqa": 0.12, "objects": 0.3, "words": 0.36, "strip": 0.14, "screenshot": 0.08}
 """Share of the steps that each kind of picture gets in stage 2."""
 SEE_MIX = {"objects": 0.13, "page": 0.6, "words": 0.11, "strip": 0.08, "screenshot": 0.08}
 QUESTIONS = 7
