@@ -59,6 +59,11 @@ class Example:
         return self.n_places if self.kept is None else len(self.kept)
 
     @property
+    def shown(self) -> np.ndarray:
+        """Indices of the picture tokens shown."""
+        return np.arange(self.n_places) if self.kept is None else self.kept
+
+    @property
     def n_places(self) -> int:
         """Positions that the picture takes, shown or not."""
         return len(self.tiles) * TILE_TOKENS
@@ -204,8 +209,7 @@ def pack(language: Language, examples: Sequence[Example], turns: Sequence[bool])
     for row, (example, chained) in enumerate(zip(examples, turns, strict=True)):
         n_shared, n_hidden = n_prefix + example.n_tokens, example.n_places - example.n_tokens
         ids = [*language.prefix_ids, *([0] * example.n_tokens)]
-        shown = np.arange(example.n_places) if example.kept is None else example.kept
-        positions, segments = [*range(n_prefix), *(n_prefix + shown).tolist()], [0] * n_shared
+        positions, segments = [*range(n_prefix), *(n_prefix + example.shown).tolist()], [0] * n_shared
         image.append((row, n_prefix, example.n_tokens))
         for index, question in enumerate(example.questions, start=1):
             opening = language.next_turn if chained and index > 1 else ""

@@ -222,7 +222,7 @@ def thin_share(run: Run) -> float:
 
 def shown_tiles(example: Example) -> np.ndarray:
     """Indices of the tiles of which a token is shown."""
-    return np.arange(len(example.tiles)) if example.kept is None else np.unique(example.kept // TILE_TOKENS)
+    return np.unique(example.shown // TILE_TOKENS)
 
 
 def n_encoded(example: Example) -> int:
@@ -239,8 +239,8 @@ def picture_embeddings(run: Run, examples: Sequence[Example]) -> torch.Tensor:
     embeds = run.projector(features).flatten(0, 1)
     rows, at = [], 0
     for example, indices in zip(examples, shown, strict=True):
-        kept = np.arange(example.n_places) if example.kept is None else example.kept
-        rows.append(at + np.searchsorted(indices, kept // TILE_TOKENS) * TILE_TOKENS + kept % TILE_TOKENS)
+        tile, place = np.divmod(example.shown, TILE_TOKENS)
+        rows.append(at + np.searchsorted(indices, tile) * TILE_TOKENS + place)
         at += len(indices) * TILE_TOKENS
     chosen: torch.Tensor = embeds[torch.from_numpy(np.concatenate(rows))]
     return chosen
