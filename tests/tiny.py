@@ -249,7 +249,7 @@ def make_bluelm_v(directory: Path, *, seed: int = 0, **over: Any) -> Path:
     weights = Weights(seed)
     draw_dinov2(weights, vision, "vision_tower.")
     width, hidden = vision["hidden_size"], text["hidden_size"]
-    weights.linear("projector.downsampler", width, 4 * width, True)
+    weights.linear("projector.downsampler", width, config.get("scale_factor", 2) ** 2 * width, True)
     weights.linear("projector.mlp.0", 2 * hidden, width, True)
     weights.linear("projector.mlp.2", hidden, 2 * hidden, True)
     draw_decoder(weights, text, "language_model.model.", "language_model.lm_head")

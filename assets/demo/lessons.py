@@ -109,12 +109,16 @@ def normalised(tiles: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Cells:
-    """What each picture token of each tile shows, (C, TILE_TOKENS) int64: 0 is nothing, -100 not asked."""
+    """What each picture token of each tile shows, (C, TILE_TOKENS) int64: 0 is nothing, -100 not asked.
+
+    `item` is the shape's number among the example's marks, plus one.
+    """
 
     shape: np.ndarray
     color: np.ndarray
     first: np.ndarray
     second: np.ndarray
+    item: np.ndarray
 
 
 def cells(example: Example) -> Cells:
@@ -125,7 +129,8 @@ def cells(example: Example) -> Cells:
     """
     plan, (height, width) = example.plan, example.size
     count = len(example.tiles)
-    found = [np.zeros((count, SIDE, SIDE), np.int64) for _ in range(4)]
+    found = [np.zeros((count, SIDE, SIDE), np.int64) for _ in range(5)]
+    marks = sorted(enumerate(example.marks, start=1), key=lambda numbered: numbered[1].box[0])
     cell_px = TILE_PX / SIDE
     grid_first = int(plan.thumbnail and plan.thumbnail_first)
     fit_height, fit_width = plan.resizes[-1]
@@ -137,7 +142,7 @@ def cells(example: Example) -> Cells:
             views.append((tile, float(top), float(left), fit_height / height, fit_width / width))
     centres = (np.arange(SIDE) + 0.5) * cell_px
     for tile, top, left, scale_y, scale_x in views:
-        for mark in sorted(example.marks, key=lambda mark: mark.box[0]):
+        for number, mark in marks:
             x0, y0, x1, y1 = (
                 edge * scale + start
                 for edge, scale, start in zip(mark.box, (scale_x, scale_y) * 2, (left, top) * 2, strict=True)
@@ -148,9 +153,10 @@ def cells(example: Example) -> Cells:
             if mark.color:
                 covered = np.ix_(np.abs(centres - y) < 0.45 * (y1 - y0), np.abs(centres - x) < 0.45 * (x1 - x0))
                 label, color = scenes.SHAPES.index(mark.label) + 1, list(scenes.COLORS).index(mark.color) + 1
-                found[0][tile][covered], found[1][tile][covered] = label, color
-                if inside:
-                    found[0][at], found[1][at] = label, color
+                for kind, value in ((0, label), (1, color), (4, number)):
+                    found[kind][tile][covered] = value
+                    if inside:
+                        found[kind][at] = value
             elif inside:
                 legible = y1 - y0 >= LEGIBLE_PX and x1 - x0 >= LEGIBLE_PX / 2
                 label = CHARACTERS.index(mark.label) + 1 if legible else IGNORED
@@ -158,6 +164,29 @@ def cells(example: Example) -> Cells:
                 if found[slot][at] == 0:
                     found[slot][at] = label
     return Cells(*(labels.reshape(count, TILE_TOKENS) for labels in found))
+
+
+def ordinals(example: Example) -> np.ndarray:
+    """(n_places, 4) int64: how far a reader of the picture's first tile has counted at each token.
+
+    The shape's number among the picture's shapes, among those of its shape, among those of its color, each by the first
+    token that shows it; and how many shapes have begun. IGNORED where a token shows no shape, and in later tiles, which
+    show the same shapes again. Nothing is asked when the tile hides one.
+    """
+    labels = np.full((example.n_places, 4), IGNORED, np.int64)
+    counted: dict[int, tuple[int, int, int]] = {}
+    seen: list[scenes.Mark] = []
+    for place, item in enumerate(cells(example).item[0].tolist()):
+        if item and item not in counted:
+            mark = example.marks[item - 1]
+            seen.append(mark)
+            alike = (sum(m.label == mark.label for m in seen), sum(m.color == mark.color for m in seen))
+            counted[item] = (len(seen), *alike)
+        labels[place, :3] = counted.get(item, IGNORED)
+        labels[place, 3] = len(seen)
+    if len(seen) < sum(mark.color is not None for mark in example.marks):
+        labels[:] = IGNORED
+    return labels
 
 
 def thinned(example: Example, rng: np.random.Generator, share: float) -> Example:
@@ -214,7 +243,7 @@ def pack(language: Language, examples: Sequence[Example], turns: Sequence[bool])
         for index, question in enumerate(example.questions, start=1):
             opening = language.next_turn if chained and index > 1 else ""
             asked = language.ids(opening + question.text + language.after)
-            answer = [*language.ids(question.answer), language.eos]
+            answer = [*answer_ids(language, question), language.eos]
             # In a conversation the closing token of an answer is part of what the next turn sees.
             tokens = asked + (answer if chained else answer[:-1])
             start = len(ids)
@@ -243,10 +272,21 @@ def pack(language: Language, examples: Sequence[Example], turns: Sequence[bool])
     )  # fmt: skip
 
 
+def answer_ids(language: Language, question: scenes.Question) -> list[int]:
+    """Token ids of an answer before its end; what has to be read is spelt, a token each character.
+
+    The text that comes out is the same, and copying one character after the other, as the picture's tokens show them,
+    is far easier to learn than one token for each word.
+    """
+    if question.category in scenes.READING:
+        return [token for character in question.answer for token in language.ids(character)]
+    return language.ids(question.answer)
+
+
 def row_length(language: Language, example: Example) -> int:
     """Tokens of the example's row in `pack`, at most."""
     asked = sum(
-        len(language.ids(question.text + language.after)) + len(language.ids(question.answer)) + 1
+        len(language.ids(question.text + language.after)) + len(answer_ids(language, question)) + 1
         for question in example.questions
     )
     return len(language.prefix_ids) + example.n_tokens + asked

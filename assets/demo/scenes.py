@@ -52,6 +52,8 @@ HELD_OUT_WORDS = (  # noqa: SIM905
     "bell bread cloud corn duck field gift goat hero jar kite lion mail nest pear river sock tent wolf"
 ).split()
 """Words of the validation and test splits that no training picture shows."""
+READING = ("word", "new word", "number")
+"""Categories whose answer has to be read."""
 FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "STIXGeneralBol", "cmss10",
     "cmtt10",

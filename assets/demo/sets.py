@@ -26,16 +26,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fetch import DATA, fetch_data
 from PIL import Image
+from scenes import READING, Scene, scene
 
 from edgevlm.evaluation.question_set import CARD_NAME, QUESTIONS_NAME, Question, SetCard, set_digest, sets_directory
 from edgevlm.strict_json import to_json
-
-if TYPE_CHECKING:
-    from scenes import Scene
 
 SHAPES = ("circle", "rectangle", "triangle")
 N_SCENES = 600
@@ -51,8 +48,6 @@ TILE_PX = 224
 """Side of the demo model's tile."""
 TEXT_PX = ((10.0, "under 10 px"), (14.0, "10 to 13 px"), (20.0, "14 to 19 px"), (float("inf"), "20 px and more"))
 """Height of the text once the whole picture is one tile."""
-READING = ("word", "new word", "number")
-"""Categories of scenes.py whose answer has to be read."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +82,6 @@ def easy_vqa(limit: int | None, split: str) -> Iterator[Pictured]:
 
 def scenes(limit: int | None, split: str) -> Iterator[Pictured]:
     """The first pictures of a split of scenes.py."""
-    from scenes import scene
-
     for index in range(N_SCENES if limit is None else limit):
         drawn = scene(split, index)
         name = f"images/{index:05d}.png"

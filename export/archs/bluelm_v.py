@@ -1,5 +1,7 @@
 """bluelm_v, the reference model after BlueLM-V-3B: DINOv2 tower, 2x2 downsampler, two-layer MLP, llama.
 
+`scale_factor` of config.json is the side of the downsampler's blocks, 2 if absent; 1 keeps a token for every patch.
+
 The paper leaves these open; this is our definition: tower without CLS, the token grid padded with zeros right and
 bottom to even sides, 2x2 blocks concatenated in (dy, dx, channel) order, Linear 4C → C, then Linear, GELU, Linear.
 Pictures: relaxed aspect-ratio matching over 4x4 tiles, thumbnail first.
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgevlm.errors import UnsupportedModelError
 from edgevlm.spec import ProcessorSpec, PromptSpec
 from export.archs import dinov2, llama
 from export.archs.fields import Fields, tied
@@ -35,7 +38,9 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
     image_token_id = top.integer("image_token_id")
     image_token = str(top.get("image_token", IMAGE_TOKEN))
     check_image_token(files, image_token, image_token_id)
-    grid = tile_px // vision.patch
+    grid, factor = tile_px // vision.patch, top.integer("scale_factor", 2)
+    if not 1 <= factor <= grid:
+        raise UnsupportedModelError(f"{top.where('scale_factor')} is {factor}; a tile has {grid}x{grid} patches")
     return ArchSpec(
         model_type="bluelm_v",
         names=NameMap(
@@ -53,7 +58,7 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
         vision=vision,
         connector=ConnectorSpec(
             reduce="s2d",
-            factor=2,
+            factor=factor,
             pad="zero",
             linears=(
                 LinearSpec(vision.width, True),
@@ -76,7 +81,7 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
             relaxed_alpha=top.number("relaxed_alpha", 0.1),
         ),
         prompt=PromptSpec(
-            image_token=image_token, image_token_id=image_token_id, tokens_per_tile=((grid + 1) // 2) ** 2
+            image_token=image_token, image_token_id=image_token_id, tokens_per_tile=(-(-grid // factor)) ** 2
         ),
         generation=generation_spec(top, text, files),
     )

@@ -42,6 +42,8 @@ class ComposedFile:
     image_std: tuple[float, float, float]
     max_tiles: int = 16
     relaxed_alpha: float = 0.1
+    scale_factor: int = 2
+    """Side of the blocks of patches that become one image token."""
     low_rank: str | None = None
     """A safetensors file of updates to tower and language model (`low_rank.py`), or none."""
 
@@ -95,6 +97,7 @@ def open_composed(path: Path) -> Contents:
         "tile_px": spec.tile_px,
         "max_tiles": spec.max_tiles,
         "relaxed_alpha": spec.relaxed_alpha,
+        "scale_factor": spec.scale_factor,
         "image_mean": list(spec.image_mean),
         "image_std": list(spec.image_std),
     }
@@ -137,6 +140,7 @@ def _check_values(spec: ComposedFile, path: Path) -> None:
         "image_token": not spec.image_token.strip(),
         "tile_px": not 1 <= spec.tile_px <= 4096,
         "max_tiles": not 1 <= spec.max_tiles <= 1024,
+        "scale_factor": not 1 <= spec.scale_factor <= 8,
         "relaxed_alpha": not 0 <= spec.relaxed_alpha < 1,
         "image_mean": not all(0 <= value <= 1 for value in spec.image_mean),
         "image_std": not all(0 < value <= 1 for value in spec.image_std),

@@ -64,10 +64,11 @@ def load_bluelm_v(source: Path, config: Mapping[str, Any]) -> Parts:
 
 
 def _compose_bluelm_v(tower: Any, projector: Mapping[str, Any], language: Parts, fields: Mapping[str, Any]) -> Parts:
-    """Tower without CLS, 2x2 blocks in (dy, dx, channel) order, Linear, MLP with erf GELU, llama."""
+    """Tower without CLS, blocks in (dy, dx, channel) order, Linear, MLP with erf GELU, llama."""
     import torch
 
     nn, functional = torch.nn, torch.nn.functional
+    factor = int(fields.get("scale_factor", 2))
 
     def linear(stem: str) -> Any:
         n_out, n_in = projector[f"{stem}.weight"].shape
@@ -80,12 +81,13 @@ def _compose_bluelm_v(tower: Any, projector: Mapping[str, Any], language: Parts,
     def encode(pixels: Any) -> Any:
         tokens = tower(pixels).last_hidden_state[:, 1:]
         side = math.isqrt(tokens.shape[1])
-        grid = functional.pad(tokens.unflatten(1, (side, side)), (0, 0, 0, side % 2, 0, side % 2))
-        blocks = [grid[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)]
+        missing = -side % factor
+        grid = functional.pad(tokens.unflatten(1, (side, side)), (0, 0, 0, missing, 0, missing))
+        blocks = [grid[:, dy::factor, dx::factor] for dy in range(factor) for dx in range(factor)]
         return head(torch.cat(blocks, dim=-1).flatten(1, 2))
 
     tile_px = int(fields["tile_px"])
-    side = (tile_px // tower.config.patch_size + 1) // 2
+    side = math.ceil(tile_px // tower.config.patch_size / factor)
     token = str(fields["image_token"])
     return Parts(
         "bluelm_v",

@@ -40,6 +40,7 @@ CASES: dict[str, tuple[Callable[..., Path], dict[str, Any], str]] = {
     "idefics3": (tiny.make_idefics3, {"vision": WIDE}, "w8"),
     "smolvlm": (tiny.make_smolvlm, {"vision": WIDE}, "w8g64"),
     "bluelm_v": (tiny.make_bluelm_v, {"vision": WIDE}, "w8g64"),
+    "bluelm_v, a token each patch": (tiny.make_bluelm_v, {"vision": WIDE, "scale_factor": 1}, "w8g64"),
 }
 
 

@@ -327,6 +327,19 @@ def test_bluelm_v_processor_and_prompt(tmp_path: Path) -> None:
     assert spec.prompt.tile_prefix == spec.prompt.image_suffix == ""
 
 
+@pytest.mark.parametrize(("factor", "tokens"), [(1, 25), (2, 9), (3, 4)])
+def test_bluelm_v_merges_as_many_patches_as_its_config_says(factor: int, tokens: int, tmp_path: Path) -> None:
+    spec = spec_of(make_bluelm_v(tmp_path, scale_factor=factor))
+    assert spec.prompt is not None and spec.connector is not None
+    assert (spec.prompt.tokens_per_tile, spec.connector.factor) == (tokens, factor)
+
+
+@pytest.mark.parametrize("factor", [0, 6])
+def test_bluelm_v_refuses_blocks_that_no_tile_holds(factor: int, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="scale_factor"):
+        spec_of(edited(make_bluelm_v(tmp_path), "config.json", scale_factor=factor))
+
+
 def test_generation_defaults(tmp_path: Path) -> None:
     directory = edited(make_llama(tmp_path), "generation_config.json", eos_token_id=[2, 0], temperature=0.6, top_p=0.9)
     generation = spec_of(directory).generation

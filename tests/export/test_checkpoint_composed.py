@@ -85,6 +85,13 @@ def test_the_language_model_may_be_a_snapshot(tmp_path: Path) -> None:
     assert checkpoint.files["generation_config.json"] == alone.files["generation_config.json"]
 
 
+def test_blocks_of_patches(tmp_path: Path) -> None:
+    assert open_checkpoint(write_composed(tmp_path / "default")).config["scale_factor"] == 2
+    assert open_checkpoint(write_composed(tmp_path / "single", scale_factor=1)).config["scale_factor"] == 1
+    with pytest.raises(PackageError, match="'scale_factor' has the value 0"):
+        open_checkpoint(write_composed(tmp_path / "none", scale_factor=0))
+
+
 def test_a_saved_directory_wins_over_composed_json(tmp_path: Path) -> None:
     path = tiny.make_bluelm_v(tmp_path / "saved")
     (path / "composed.json").write_text("{}")

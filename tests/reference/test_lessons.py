@@ -71,3 +71,57 @@ def test_a_row_is_no_longer_than_was_said(lessons: Any, example: Any) -> None:
         packed = lessons.pack(LANGUAGE, [each], [False])
         assert packed.ids.shape[1] - lessons.PAD_TO < lessons.row_length(LANGUAGE, each)
         assert packed.columns[-1] < lessons.row_length(LANGUAGE, each)
+
+
+def drawn(lessons: Any, *shapes: tuple[str, str, float, float]) -> Any:
+    """A 224 px picture's example of (shape, color, x, y) in token units, each one token and a half around."""
+    import scenes
+    from PIL import Image
+
+    marks = [
+        scenes.Mark((28 * (x - 0.8), 28 * (y - 0.8), 28 * (x + 0.8), 28 * (y + 0.8)), label, color)
+        for label, color, x, y in shapes
+    ]
+    return lessons.as_example(Image.new("RGB", (224, 224), "white"), [], marks)
+
+
+def test_a_count_goes_on_where_a_shape_begins(lessons: Any) -> None:
+    low, blue, cross, last = shapes = [
+        ("star", "red", 6.5, 5.5), ("star", "blue", 1.5, 1.5), ("cross", "red", 5.5, 1.5), ("star", "red", 1.5, 6.5)
+    ]  # fmt: skip
+    labels = lessons.ordinals(drawn(lessons, *shapes))
+    in_order = [labels[int(y) * lessons.SIDE + int(x)].tolist() for _, _, x, y in (blue, cross, low, last)]
+    assert in_order == [[1, 1, 1, 1], [2, 1, 1, 2], [3, 2, 2, 3], [4, 3, 3, 4]]
+    assert labels[0].tolist() == [lessons.IGNORED] * 3 + [0] and labels[-1].tolist() == [lessons.IGNORED] * 3 + [4]
+    hidden = drawn(lessons, *shapes, ("circle", "red", 1.5, 6.5))
+    assert (lessons.ordinals(hidden) == lessons.IGNORED).all()
+
+
+def test_only_the_first_tile_is_counted(lessons: Any, example: Any) -> None:
+    labels = lessons.ordinals(example)
+    assert (labels[: lessons.TILE_TOKENS, 3] >= 0).all() and (labels[lessons.TILE_TOKENS :] == lessons.IGNORED).all()
+
+
+def test_what_is_read_is_spelt(lessons: Any) -> None:
+    import scenes
+
+    pieces = SimpleNamespace(ids=lambda text: [len(text)])
+    asked = {c: lessons.answer_ids(pieces, scenes.Question("?", "door", c)) for c in ("word", "number", "shape")}
+    assert asked == {"word": [1] * 4, "number": [1] * 4, "shape": [4]}
+
+
+def test_attention_in_products_is_torch_s() -> None:
+    import torch
+
+    networks = pytest.importorskip("networks")
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 7, 16, generator=generator) for heads in (6, 2, 2))
+    sees = torch.rand(2, 1, 7, 7, generator=generator) < 0.5
+    sees |= torch.eye(7, dtype=torch.bool)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=sees, scale=0.3, enable_gqa=True
+    )
+    actual, _ = networks.attend(torch.nn.Identity(), query, key, value, sees, 0.3)
+    torch.testing.assert_close(actual.transpose(1, 2), expected, rtol=1e-5, atol=1e-5)
+    other, _ = networks.attend(torch.nn.Identity(), query, key, value, torch.ones_like(sees), 0.3)
+    assert (other - actual).abs().max() > 0.1

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.reference
 
 WHOLE = ("idefics3", "smolvlm", "bluelm_v")
 LANGUAGE = ("llama", "qwen2", *WHOLE)
+CASES = {name: (name, {}) for name in LANGUAGE} | {"bluelm_v, a token each patch": ("bluelm_v", {"scale_factor": 1})}
+"""Name → maker of tests/tiny.py and what it is told."""
 TOWERS = ("dinov2", "siglip")
 RANDOM_SIZES = [tuple(size) for size in np.random.RandomState(7).randint(1, 900, (40, 2)).tolist()]
 
@@ -37,12 +39,13 @@ class Case:
     expected: parity.Expected
 
 
-@pytest.fixture(scope="module", params=LANGUAGE)
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    directory = tmp_path_factory.mktemp(request.param)
-    source = tiny.MAKERS[request.param](directory / "source")
+    maker, over = CASES[request.param]
+    directory = tmp_path_factory.mktemp(maker)
+    source = tiny.MAKERS[maker](directory / "source", **over)
     reference = load_reference(source)
     yield Case(source, build_package(source, directory / "package"), reference, parity.expect(reference))
 
