@@ -39,7 +39,7 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
     image_token = str(top.get("image_token", IMAGE_TOKEN))
     check_image_token(files, image_token, image_token_id)
     grid, factor = tile_px // vision.patch, top.integer("scale_factor", 2)
-    if not 1 <= factor <= grid:
+    if factor > grid:
         raise UnsupportedModelError(f"{top.where('scale_factor')} is {factor}; a tile has {grid}x{grid} patches")
     return ArchSpec(
         model_type="bluelm_v",

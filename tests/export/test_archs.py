@@ -336,7 +336,7 @@ def test_bluelm_v_merges_as_many_patches_as_its_config_says(factor: int, tokens:
 
 @pytest.mark.parametrize("factor", [0, 6])
 def test_bluelm_v_refuses_blocks_that_no_tile_holds(factor: int, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="scale_factor"):
+    with pytest.raises(EdgeVLMError, match="scale_factor"):
         spec_of(edited(make_bluelm_v(tmp_path), "config.json", scale_factor=factor))
 
 
