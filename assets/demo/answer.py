@@ -38,13 +38,14 @@ QUESTIONS = 7
 """At most so many questions a picture and step, so that pictures vary more."""
 TILE_COST = 26
 """A tile through the tower costs as much as so many tokens through the language model and back."""
-TEXT_EVERY = 3
-"""Steps from one stretch of plain text to the next."""
-TEXT_TOKENS = 192
+WRITTEN_TOKENS = 192
+"""Of each plain text."""
+TEXT_TOKENS = 96
+"""Of the part of one that a step shows."""
 
 
 def answer_step(run: Run, texts: list[torch.Tensor]) -> float:
-    """Stage 2: one step on questions, and on plain text every third time."""
+    """Stage 2: one step on questions and on a stretch of plain text."""
     rng = run.rng(2)
     examples = pictures(run, rng)
     turns = [bool(rng.random() < 0.25) for _ in examples]
@@ -52,10 +53,9 @@ def answer_step(run: Run, texts: list[torch.Tensor]) -> float:
     weights = (1 / packed.lengths).repeat_interleave(packed.lengths) / len(packed.lengths)
     answers = (F.cross_entropy(logits, packed.targets, reduction="none") * weights).sum()
     loss = answers + run.options.midway_weight * midway_loss(run, examples, packed)
-    if run.step % TEXT_EVERY == 0:
-        divergence = text_divergence(run, texts, rng)
-        run.text_losses.append(divergence.item())
-        loss = loss + run.options.text_weight * divergence
+    divergence = text_divergence(run, texts, rng)
+    run.text_losses.append(divergence.item())
+    loss = loss + run.options.text_weight * divergence
     done = run.step - run.options.see_steps
     rate = learning_rate(done, run.options)
     run.update(loss, {"projector": rate, "language": rate, "midway": run.options.rate})
@@ -148,8 +148,10 @@ def midway_loss(run: Run, examples: Sequence[Example], packed: Packed) -> torch.
 
 
 def text_divergence(run: Run, texts: list[torch.Tensor], rng: np.random.Generator) -> torch.Tensor:
-    """KL of the updated from the base model's next tokens on a stretch of plain text."""
-    ids = texts[int(rng.integers(len(texts)))]
+    """KL of the updated from the base model's next tokens on a part of one plain text."""
+    text = texts[int(rng.integers(len(texts)))]
+    start = int(rng.integers(len(text) - TEXT_TOKENS + 1))
+    ids = text[start : start + TEXT_TOKENS]
     sees = torch.ones(1, len(ids), len(ids), dtype=torch.bool).tril()
     embeds, positions = run.language.embedding[ids][None], torch.arange(len(ids))[None]
     with torch.no_grad(), run.language.base():
@@ -159,7 +161,7 @@ def text_divergence(run: Run, texts: list[torch.Tensor], rng: np.random.Generato
 
 
 def plain_text(run: Run) -> list[torch.Tensor]:
-    """Stretches of TEXT_TOKENS ids that no test of the project uses.
+    """Texts of WRITTEN_TOKENS ids that no test of the project uses.
 
     A quarter is Python's own documentation, which every Python carries; the rest the base model writes itself, as prose
     from a first word or as a chat from the user's first words on, so that the stretches are what it knows.
@@ -168,13 +170,13 @@ def plain_text(run: Run) -> list[torch.Tensor]:
 
     language, rng = run.language, run.rng(3)
     ids = torch.tensor(language.tokenizer("\n".join(topics.topics.values())).input_ids)
-    starts = rng.integers(0, len(ids) - TEXT_TOKENS, run.options.texts // 4).tolist()
-    stretches = [ids[start : start + TEXT_TOKENS] for start in starts]
+    starts = rng.integers(0, len(ids) - WRITTEN_TOKENS, run.options.texts // 4).tolist()
+    stretches = [ids[start : start + WRITTEN_TOKENS] for start in starts]
     torch.manual_seed(int(rng.integers(2**31)))
     for opening in ([], language.prefix_ids):
         words = rng.permutation(scenes.WORDS)[: run.options.texts * 3 // 8]
         prompts = torch.tensor([[*opening, language.ids(word.capitalize())[0]] for word in words])
-        stretches += list(language.written(prompts, TEXT_TOKENS))
+        stretches += list(language.written(prompts, WRITTEN_TOKENS))
     return stretches
 
 

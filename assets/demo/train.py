@@ -9,7 +9,7 @@
    language model's low-rank updates learn, the tower rests. What is read is spelt, a token each character. Halfway
    through the language model each picture token also learns which characters it shows and how many shapes have been
    counted up to it (`heads.Midway`). Most steps leave out tokens that show only the ground (`lessons.thinned`), so that
-   they hold more pictures. Some steps also hold the updated language model to the base model's next-token distribution
+   they hold more pictures. Every step also holds the updated language model to the base model's next-token distribution
    on plain text, most of it the base model's own, so that chat without a picture stays what it was.
 
 The run continues from `OUT/checkpoint.pt`; `OUT/log.csv` is the curve, `OUT/projector.safetensors` and

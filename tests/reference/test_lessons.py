@@ -125,3 +125,42 @@ def test_attention_in_products_is_torch_s() -> None:
     torch.testing.assert_close(actual.transpose(1, 2), expected, rtol=1e-5, atol=1e-5)
     other, _ = networks.attend(torch.nn.Identity(), query, key, value, torch.ones_like(sees), 0.3)
     assert (other - actual).abs().max() > 0.1
+
+
+def test_what_is_known_halfway_counts_only_where_it_is_asked(lessons: Any) -> None:
+    import torch
+
+    heads = pytest.importorskip("heads")
+    torch.manual_seed(0)
+    midway, states = heads.Midway(8), torch.randn(5, 8)
+    labels = torch.full((5, 6), lessons.IGNORED)
+    assert midway.loss(states, labels).item() == 0
+    labels[:, 0] = 3  # the first character, of every token
+    with torch.no_grad():
+        midway.heads[0].bias[3] += 50
+    right = midway.loss(states, labels).item()
+    labels[4, 0] = 4
+    assert right < 1e-3 < 1 < midway.loss(states, labels).item()
+
+
+def test_without_the_downsampler_a_patch_gives_what_four_equal_ones_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from safetensors.numpy import load_file
+
+    unmerged = pytest.importorskip("unmerged")
+    source = Path(unmerged.__file__).parent
+    monkeypatch.setattr(sys, "argv", ["unmerged.py", "--start", str(source), "--out", str(tmp_path)])
+    unmerged.main()
+    assert json.loads((tmp_path / "composed.json").read_text())["scale_factor"] == 1
+    merging, single = (
+        load_file(folder / "projector.safetensors")["downsampler.weight"].astype(np.float32)
+        for folder in (source, tmp_path)
+    )
+    patch = np.random.default_rng(0).standard_normal(single.shape[1]).astype(np.float32)
+    expected = merging @ np.tile(patch, 4)
+    np.testing.assert_allclose(single @ patch, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+    other = merging @ np.concatenate([patch, -patch, patch, -patch])
+    assert np.abs(other - expected).max() > 0.1 * np.abs(expected).max()
