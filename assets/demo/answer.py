@@ -32,7 +32,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from train import Run
 
-MIX = {"easy-vqa": 0.08, "objects": 0.36, "words": 0.34, "strip": 0.14, "screenshot": 0.08}
+MIX = {"easy-vqa": 0.06, "objects": 0.4, "words": 0.24, "strip": 0.18, "screenshot": 0.12}
 """Share of the steps that each kind of picture gets."""
 QUESTIONS = 7
 """At most so many questions a picture and step, so that pictures vary more."""

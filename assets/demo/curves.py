@@ -55,7 +55,7 @@ def main() -> None:
         if name in scores:
             right.plot(*zip(*scores[name], strict=True), label=label, marker=".")
     right.set(xlabel="step", ylabel="share right", ylim=(0, 1), title="pictures not trained on")
-    right.legend(fontsize=8, ncols=3, loc="lower right")
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(options.out, dpi=110)
 

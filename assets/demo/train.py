@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--see-rate", type=float, default=2e-3)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.5, help="last part of stage 2 in which the rate falls")
-    parser.add_argument("--text-weight", type=float, default=5.0)
+    parser.add_argument("--text-weight", type=float, default=8.0)
     parser.add_argument("--midway-weight", type=float, default=1.0, help="of what the language model knows halfway")
     parser.add_argument("--texts", type=int, default=96, help="stretches of plain text that a worker has")
     parser.add_argument("--tower-rank", type=int, default=16)
