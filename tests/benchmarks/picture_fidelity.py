@@ -69,6 +69,16 @@ class Cell:
 CELLS = tuple(Cell(language, vision, cache) for language in LANGUAGE for vision in VISION for cache in CACHES)
 
 
+def fingerprint(checkpoint: Path) -> str:
+    """Changes when a file of the checkpoint does: packages of other weights are not taken for this one's."""
+    root = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    total = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        stat = path.stat()
+        total.update(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return total.hexdigest()[:8]
+
+
 def package_for(cell: Cell, checkpoint: Path, out: Path) -> Package:
     """Exports and compiles what is not there yet; the exporter writes a package whole or not at all."""
     path = out / cell.package_name
@@ -200,7 +210,9 @@ class Fidelity:
     def __init__(
         self, checkpoint: Path, out: Path, questions: QuestionSet, limit: int | None, n_forced: int, threads: int | None
     ) -> None:
-        self.checkpoint, self.out, self.questions = checkpoint, out, questions
+        self.checkpoint, self.questions = checkpoint, questions
+        self.out = out / f"{checkpoint.stem}-{fingerprint(checkpoint)}"
+        self.out.mkdir(parents=True, exist_ok=True)
         self.limit, self.threads = limit, threads
         self.chosen = choose(questions.questions, limit, 0)
         self.forced = [i for group in choose(questions.questions, n_forced, 1) for i in group]
@@ -289,7 +301,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--write", action="store_true", help="write docs/method.md")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     parts = []
     for name in options.set or ["scenes"]:
         fidelity = Fidelity(

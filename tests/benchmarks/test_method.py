@@ -98,7 +98,6 @@ def test_native_measurements(cache: Path) -> None:
     wide = {"vision": {"hidden_size": 128}, "text": {"hidden_size": 128, "intermediate_size": 192, "head_dim": 64}}
     checkpoint = tiny.make_bluelm_v(cache / "checkpoint", **wide)
     questions = tiling_ablation.open_set("scenes")
-    (cache / "fidelity").mkdir()
     fidelity = picture_fidelity.Fidelity(checkpoint, cache / "fidelity", questions, None, 2, 1)
     results = {cell: fidelity.run(cell) for cell in picture_fidelity.CELLS}
     exact = results[picture_fidelity.CELLS[0]][1]
@@ -113,10 +112,13 @@ def test_native_measurements(cache: Path) -> None:
     }  # fmt: skip
     cell = picture_fidelity.Cell("w8", "w8", "float")
     alone = picture_fidelity.Fidelity(checkpoint, cache / "fidelity", questions, None, 2, 1)
-    next((cache / "fidelity").glob("w8-vision-w8-float-*-distance.json")).unlink()
+    next(fidelity.out.glob("w8-vision-w8-float-*-distance.json")).unlink()
     assert alone.run(cell)[1] == results[cell][1], "features of another cell are this cell's own"
+    package = fidelity.out / "w8-vision-w8"
+    (checkpoint / "model.safetensors").touch()
+    changed = picture_fidelity.Fidelity(checkpoint, cache / "fidelity", questions, None, 2, 1)
+    assert alone.out == fidelity.out != changed.out, "packages of other weights are not taken for these"
 
-    package = cache / "fidelity" / "w8-vision-w8"
     ids = np.arange(200) % 300
     logits = []
     for chunk, batch in ((32, 1), (128, 4), (256, 6)):
