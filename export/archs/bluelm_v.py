@@ -3,7 +3,7 @@
 `scale_factor` of config.json is the side of the downsampler's blocks, 2 if absent; 1 keeps a token for every patch.
 
 The paper leaves these open; this is our definition: tower without CLS, the token grid padded with zeros right and
-bottom to even sides, 2x2 blocks concatenated in (dy, dx, channel) order, Linear 4C → C, then Linear, GELU, Linear.
+bottom to whole blocks, blocks concatenated in (dy, dx, channel) order, Linear 4C → C, then Linear, GELU, Linear.
 Pictures: relaxed aspect-ratio matching over 4x4 tiles, thumbnail first.
 """
 

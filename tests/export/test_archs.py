@@ -334,9 +334,9 @@ def test_bluelm_v_merges_as_many_patches_as_its_config_says(factor: int, tokens:
     assert (spec.prompt.tokens_per_tile, spec.connector.factor) == (tokens, factor)
 
 
-@pytest.mark.parametrize("factor", [0, 6])
-def test_bluelm_v_refuses_blocks_that_no_tile_holds(factor: int, tmp_path: Path) -> None:
-    with pytest.raises(EdgeVLMError, match="scale_factor"):
+@pytest.mark.parametrize(("factor", "error"), [(0, PackageError), (6, UnsupportedModelError)])
+def test_bluelm_v_refuses_blocks_that_no_tile_holds(factor: int, error: type[EdgeVLMError], tmp_path: Path) -> None:
+    with pytest.raises(error, match="scale_factor"):
         spec_of(edited(make_bluelm_v(tmp_path), "config.json", scale_factor=factor))
 
 
