@@ -25,19 +25,21 @@ from lessons import (
     scene_example,
     thinned,
 )
-from networks import TILE_TOKENS
+from networks import TILE_TOKENS, Form
 from torch import distributed as dist
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from train import Run
 
-MIX = {"easy-vqa": 0.06, "objects": 0.4, "words": 0.24, "strip": 0.18, "screenshot": 0.12}
+MIX = {"easy-vqa": 0.05, "objects": 0.45, "words": 0.2, "strip": 0.15, "screenshot": 0.15}
 """Share of the steps that each kind of picture gets."""
 QUESTIONS = 7
 """At most so many questions a picture and step, so that pictures vary more."""
 TILE_COST = 26
 """A tile through the tower costs as much as so many tokens through the language model and back."""
+STORED_FOR = 12
+"""Steps until the weights are rounded again; in between their updates move them off the grid."""
 WRITTEN_TOKENS = 192
 """Of each plain text."""
 TEXT_TOKENS = 96
@@ -49,6 +51,17 @@ def answer_step(run: Run, texts: list[torch.Tensor]) -> float:
     rng = run.rng(2)
     examples = pictures(run, rng)
     turns = [bool(rng.random() < 0.25) for _ in examples]
+    if run.plan is not None and run.step % STORED_FOR == 0:
+        run.language.store(run.plan)
+    stored = run.plan is not None and rng.random() < run.options.stored
+    with run.language.form("stored" if stored else "updated"):
+        return answer_update(run, examples, turns, texts, rng)
+
+
+def answer_update(
+    run: Run, examples: list[Example], turns: list[bool], texts: list[torch.Tensor], rng: np.random.Generator
+) -> float:
+    """Loss of the answers, after one optimiser step on all that stage 2 asks for."""
     logits, packed = answer_logits(run, examples, turns)
     weights = (1 / packed.lengths).repeat_interleave(packed.lengths) / len(packed.lengths)
     answers = (F.cross_entropy(logits, packed.targets, reduction="none") * weights).sum()
@@ -154,7 +167,7 @@ def text_divergence(run: Run, texts: list[torch.Tensor], rng: np.random.Generato
     ids = text[start : start + TEXT_TOKENS]
     sees = torch.ones(1, len(ids), len(ids), dtype=torch.bool).tril()
     embeds, positions = run.language.embedding[ids][None], torch.arange(len(ids))[None]
-    with torch.no_grad(), run.language.base():
+    with torch.no_grad(), run.language.form("base"):
         expected = F.log_softmax(run.language.logits(run.language.hidden(embeds, sees, positions)[0]), 1)
     actual = F.log_softmax(run.language.logits(run.language.hidden(embeds, sees, positions)[0]), 1)
     return F.kl_div(actual, expected, reduction="batchmean", log_target=True)
@@ -194,7 +207,11 @@ def validate(run: Run) -> dict[str, float]:
     right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     count, held_out = run.options.eval_pictures, N_EASY_IMAGES["train"] - N_HELD_OUT
     jobs = [("easy", index) for index in range(count)] + [("scenes", index) for index in range(2 * count)]
-    with torch.no_grad():
+    form: Form = "updated"
+    if run.plan is not None:
+        run.language.store(run.plan)
+        form = "stored"
+    with torch.no_grad(), run.language.form(form):
         for source, index in jobs[run.rank :: run.options.workers]:
             example = run.easy.example(held_out + index) if source == "easy" else scene_example("validation", index)
             if not example.questions:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from fetch import LANGUAGE, VISION_DIR
@@ -18,6 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from export.quant.rules import QuantPlan
+from export.quant.scheme import Scheme, stored_weight
 
 HERE = Path(__file__).resolve().parent
 COMPOSED = json.loads(Path(os.environ.get("EDGEVLM_COMPOSED", HERE / "composed.json")).read_text())
@@ -36,8 +40,12 @@ HIDDEN = -1e4
 """Added to the score of a token that is not seen."""
 
 
+Form = Literal["base", "updated", "stored"]
+"""Weights that a linear computes with: the frozen ones, the updated ones, or those as a package stores them."""
+
+
 class LowRank(nn.Module):
-    """A frozen linear with a trained update of low rank: (..., K) → (..., N)."""
+    """A frozen linear with a trained update of low rank: (..., K) → (..., N), in one of its forms."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -45,13 +53,23 @@ class LowRank(nn.Module):
         n_out, n_in = linear.weight.shape
         self.down = nn.Parameter(torch.randn(rank, n_in) / n_in**0.5)
         self.up = nn.Parameter(torch.zeros(n_out, rank))
-        self.enabled = True
+        self.form: Form = "updated"
+        self.rounded: torch.Tensor = linear.weight.data
+        """The stored weight less the update, so that the update's gradient passes the rounding by."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.linear(x)
-        if not self.enabled:
+        weight = self.rounded if self.form == "stored" else self.linear.weight
+        y = F.linear(x, weight, self.linear.bias)
+        if self.form == "base":
             return y
         return y + F.linear(F.linear(x, self.down.to(x.dtype)), (SCALE * self.up).to(x.dtype))
+
+    @torch.no_grad()
+    def store(self, scheme: Scheme) -> None:
+        """Rounds the updated weight as an export to `scheme` does, for the form "stored" from now on."""
+        weight, update = self.linear.weight, SCALE * self.up @ self.down
+        stored, _ = stored_weight((weight.float() + update).numpy(), scheme)
+        self.rounded = (torch.from_numpy(stored) - update).to(weight.dtype)
 
 
 def add_low_rank(model: nn.Module, suffixes: tuple[str, ...], rank: int) -> dict[str, LowRank]:
@@ -222,7 +240,7 @@ class Language(nn.Module):
     def written(self, prompts: torch.Tensor, count: int) -> torch.Tensor:
         """Prompts (B, n) → (B, count) ids: each prompt and what the base model draws at random to go on with."""
         self.model.set_attn_implementation("sdpa")  # ours has no cache
-        with self.base(), torch.no_grad():
+        with self.form("base"), torch.no_grad():
             more = count - prompts.shape[1]
             ids: torch.Tensor = self.model.generate(
                 prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0,
@@ -231,13 +249,21 @@ class Language(nn.Module):
         self.model.set_attn_implementation("products")
         return ids
 
+    def store(self, plan: QuantPlan) -> None:
+        """Rounds the weights that `plan` stores in 4 bits; 8 bits lose a tenth as much and are left alone."""
+        for name, update in self.updates.items():
+            scheme = plan.scheme_for(self.PREFIX + name, "language")
+            if scheme.bits == 4:
+                update.store(scheme)
+
     @contextmanager
-    def base(self) -> Iterator[None]:
-        """The model without its updates."""
+    def form(self, form: Form) -> Iterator[None]:
+        """The model with its linears in this form."""
+        before = [update.form for update in self.updates.values()]
         for update in self.updates.values():
-            update.enabled = False
+            update.form = form
         try:
             yield
         finally:
-            for update in self.updates.values():
-                update.enabled = True
+            for update, form_before in zip(self.updates.values(), before, strict=True):
+                update.form = form_before

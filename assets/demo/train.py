@@ -10,7 +10,9 @@
    through the language model each picture token also learns which characters it shows and how many shapes have been
    counted up to it (`heads.Midway`). Most steps leave out tokens that show only the ground (`lessons.thinned`), so that
    they hold more pictures. Every step also holds the updated language model to the base model's next-token distribution
-   on plain text, most of it the base model's own, so that chat without a picture stays what it was.
+   on plain text, most of it the base model's own, so that chat without a picture stays what it was. With `--package`
+   most steps compute with the language model's weights rounded to 4 bits as that package stores them, so that rounding
+   costs no answers.
 
 The run continues from `OUT/checkpoint.pt`; `OUT/log.csv` is the curve, `OUT/projector.safetensors` and
 `OUT/low_rank.safetensors` are the tensors that composed.json names. Answers are scored as free greedy generation: one
@@ -43,6 +45,9 @@ from see import see_accuracy, see_step
 from torch import distributed as dist
 from torch import nn
 
+from edgevlm.package import open_package
+from export.quant.rules import QuantPlan
+
 
 class Run:
     """Everything one worker holds."""
@@ -58,6 +63,7 @@ class Run:
         self.heads = Heads(self.tower.width)
         self.midway = Midway(self.language.embedding.shape[1])
         self.words = self._word_embeddings()
+        self.plan = None if options.package is None else stored_plan(options.package)
         self.step, self.elapsed_s = 0, 0.0
         self.text_losses: list[float] = []
         self.midway_losses: list[float] = []
@@ -109,6 +115,12 @@ class Run:
         self.optimizer.step()
 
 
+def stored_plan(package: Path) -> QuantPlan:
+    """How a package stores each of its language model's weights."""
+    quant = open_package(package).manifest.quant
+    return QuantPlan(quant.language_scheme, quant.vision_scheme, quant.overrides)
+
+
 def train(rank: int, options: argparse.Namespace) -> None:
     """One worker's share of the run; worker 0 also logs and saves."""
     torch.set_num_threads(options.threads)
@@ -123,6 +135,8 @@ def train(rank: int, options: argparse.Namespace) -> None:
         say(rank, f"continuing at step {run.step}")
     elif options.start is not None:
         start_from(run, options.start)
+    if run.plan is not None:
+        run.language.store(run.plan)
     kept = options.out / f"texts-{rank}.pt"
     texts = torch.load(kept) if kept.is_file() else plain_text(run)
     torch.save(texts, kept)
@@ -214,6 +228,8 @@ def main() -> None:
     parser.add_argument("--see-steps", type=int, default=700, help="steps of the first stage")
     parser.add_argument("--steps", type=int, default=1500, help="steps of the second stage")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the same command goes on")
+    parser.add_argument("--package", type=Path, help="one of --start's tensors: train its 4-bit weights as stored")
+    parser.add_argument("--stored", type=float, default=0.75, help="share of the steps with weights as stored")
     parser.add_argument("--see-tiles", type=int, default=10, help="tiles per worker and step of the first stage")
     parser.add_argument("--tokens", type=int, default=1600, help="tokens per worker and step of the second stage")
     parser.add_argument("--thin", type=float, default=0.8, help="share of its steps that leave out most empty tokens")

@@ -18,6 +18,7 @@ PAGE = DOCS / "method.md"
 PLOTS = DOCS / "method"
 RULES = ("relaxed", "llava-next", "internvl", "fixed:1x1", "fixed:2x2")
 PEERS = ("llava-next", "internvl")
+RULE_HEADING = ("rule", "right", "95 %", "tiles", "picture tokens", "encode s", "prefill s", "against relaxed")
 SIGNIFICANT = 0.05
 Results = Mapping[str, Mapping[str, Evaluation]]
 GROUPS = ("aspect ratio", "text height in one tile", "reading", "kind")
@@ -45,7 +46,7 @@ def ablation_tables(
             f"**{set_name}**: {base.score.n_asked} questions about {base.cost.n_pictures} pictures, package "
             f"`{base.package}` on {base.backend}.",
             table(
-                ("rule", "right", "95 %", "tiles", "picture tokens", "encode s", "prefill s", "against relaxed"),
+                RULE_HEADING,
                 [_rule_row(name, cells[name], base) for name in cells if name.split(",")[0] in RULES],
             ),
         ]
@@ -71,6 +72,26 @@ def ablation_tables(
     return "\n\n".join(parts)
 
 
+def downsampler_tables(results: Mapping[int, Results]) -> str:
+    """The section 'downsampler': each set by the tokens that a tile becomes, `results` by those, merged ones first."""
+    merged = next(iter(results.values()))
+    parts = []
+    for set_name, cells in merged.items():
+        base = cells["relaxed"]
+        found = {tokens: sets[set_name]["relaxed"] for tokens, sets in results.items()}
+        heading = ("tokens a tile", *RULE_HEADING[1:-1], "against merged")
+        by_category = [
+            (name, f"{score.n_asked}", *(_percent(cell.categories[name].accuracy) for cell in found.values()))
+            for name, score in base.categories.items()
+        ]
+        parts += [
+            f"**{set_name}**: {base.score.n_asked} questions about {base.cost.n_pictures} pictures on {base.backend}.",
+            table(heading, [_rule_row(f"{tokens}", cell, base) for tokens, cell in found.items()]),
+            table(("category", "questions", *(f"{tokens} tokens" for tokens in found)), by_category),
+        ]
+    return "\n\n".join(parts)
+
+
 def _rule_row(name: str, cell: Evaluation, base: Evaluation) -> tuple[str, ...]:
     score, cost = cell.score, cell.cost
     return (
@@ -90,7 +111,7 @@ def _by(group: str, cells: Mapping[str, Evaluation]) -> str:
 
 def _sweep(name: str, rows: Sequence[tuple[str, Evaluation]], base: Evaluation) -> str:
     return table(
-        (name, "right", "95 %", "tiles", "picture tokens", "encode s", "prefill s", "against relaxed"),
+        (name, *RULE_HEADING[1:]),
         [(label, *_rule_row(label, cell, base)[1:]) for label, cell in rows],
     )
 

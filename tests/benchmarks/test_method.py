@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from edgevlm.evaluation.question_set import Question
 from edgevlm.evaluation.run import evaluate
 from edgevlm.evaluation.scores import Flips
 from edgevlm.package import open_package
+from export.pipeline import ExportOptions, export_package
 from tests import tiny
-from tests.benchmarks import method_page, picture_fidelity, plan_sizes, tiling_ablation
+from tests.benchmarks import downsampler, method_page, picture_fidelity, plan_sizes, tiling_ablation
 from tests.benchmarks.kv_bits import rounded
 from tests.edgevlm.question_sets import SIZES, write_set
 from tests.edgevlm.tiny_package import write_package
@@ -75,6 +77,24 @@ def test_ablation_continues_and_runs_equal_plans_once(cache: Path, capsys: pytes
     method_page.plot_sizes({32: [2.0, 3.0, 2.5], 64: [1.0, 1.5, 2.0]}, {1: [1.0], 4: [0.5]}, cache / "plots")
     sizes = {path.name: path.stat().st_size for path in (cache / "plots").iterdir()}
     assert sorted(sizes) == ["groups.png", "sizes.png", "tilings.png"] and min(sizes.values()) > 5_000
+
+
+def test_merged_and_unmerged_tokens_stand_side_by_side(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages = []
+    for factor in (2, 1):
+        checkpoint = tiny.make_bluelm_v(cache / f"checkpoint-{factor}", scale_factor=factor)
+        options = ExportOptions(scheme="fp32", verify=False)
+        packages.append(str(export_package(checkpoint, cache / f"package-{factor}", options)))
+    monkeypatch.setattr(sys, "argv", ["", *packages, "--backend", "onnx", "--out", str(cache / "out")])
+    downsampler.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith(("| 9 |", "| 25 |"))]
+    merged, unmerged = rows[2:]  # of scenes, whose pictures need several tiles
+    assert float(unmerged[3]) == float(merged[3]) > 1
+    assert float(unmerged[4]) == pytest.approx(float(merged[4]) * 25 / 9, abs=1)
+    assert "| category | questions | 9 tokens | 25 tokens |" in lines
 
 
 @pytest.mark.parametrize(

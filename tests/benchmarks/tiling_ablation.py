@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ ON_SCENES: dict[str, dict[str, Any]] = {
     **{f"at most {budget}": {"name": "relaxed", "max_tiles": budget} for budget in BUDGETS},
 }
 """easy-VQA's pictures have 64 x 64 pixels: one tile at any alpha above 0 and any budget."""
-CELLS: dict[str, dict[str, dict[str, Any]]] = {
+Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""The tilings of each set, by a name of their own."""
+CELLS: Cells = {
     "easy-vqa": {**RULES},
     "scenes": {**RULES, **NO_THUMBNAIL, **ON_SCENES},
 }
@@ -116,14 +118,14 @@ class Bench:
 
 
 def measure(
-    package_dir: Path, out: Path, limit: int | None, load_arguments: dict[str, Any], sets: Sequence[str] = SETS
+    package_dir: Path, out: Path, limit: int | None, load_arguments: dict[str, Any], sets: Cells = CELLS
 ) -> dict[str, dict[str, Evaluation]]:
     """Returns every cell's results, by set and cell."""
     package = open_package(package_dir)
     manifest_hash = hashlib.sha256((package.path / MANIFEST_NAME).read_bytes()).hexdigest()
     load_arguments = {**load_arguments, "backend": choose_backend(package, load_arguments["backend"])}
     results: dict[str, dict[str, Evaluation]] = {}
-    for set_name in sets:
+    for set_name, cells in sets.items():
         questions = open_set(set_name)
         size = "all" if limit is None else str(limit)
         key = f"{questions.card.sha256[:8]}-{size}-{load_arguments['backend']}"
@@ -132,7 +134,7 @@ def measure(
         bench = Bench(package, questions, choose(questions.questions, limit, 0), limit, load_arguments, directory)
         known: Known = {}
         results[set_name] = {}
-        for name, tiling in CELLS[set_name].items():
+        for name, tiling in cells.items():
             found = results[set_name][name] = bench.run(name, tiling, known)
             print(
                 f"{set_name}, {name}: {found.score.accuracy:.3f}, {found.cost.n_tiles:.2f} tiles, "

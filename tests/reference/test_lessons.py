@@ -127,6 +127,36 @@ def test_attention_in_products_is_torch_s() -> None:
     assert (other - actual).abs().max() > 0.1
 
 
+def test_a_linear_computes_with_its_weight_as_the_package_stores_it() -> None:
+    import torch
+
+    from export.quant.scheme import parse_scheme, stored_weight
+
+    networks = pytest.importorskip("networks")
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 16)
+    x = torch.randn(5, 64)
+    plain = linear(x)
+    update = networks.LowRank(linear.requires_grad_(False), 4)
+    update.up.data.normal_(0, 0.1)
+    updated = linear.weight + networks.SCALE * update.up @ update.down
+    stored, _ = stored_weight(updated.detach().numpy(), parse_scheme("w4g32"))
+    update.store(parse_scheme("w4g32"))
+    expected = {"base": linear.weight, "updated": updated, "stored": torch.from_numpy(stored)}
+    for form, weight in expected.items():
+        update.form = form
+        torch.testing.assert_close(update(x), torch.nn.functional.linear(x, weight, linear.bias))
+    assert (update(x) - torch.nn.functional.linear(x, updated, linear.bias)).abs().max() > 0.01
+    assert (plain - torch.nn.functional.linear(x, updated, linear.bias)).abs().max() > 0.1
+    # the update learns as if nothing had been rounded
+    gradients = []
+    for form in ("updated", "stored"):
+        update.form = form
+        gradients.append(torch.autograd.grad(update(x).sum(), (update.down, update.up)))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_what_is_known_halfway_counts_only_where_it_is_asked(lessons: Any) -> None:
     import torch
 
