@@ -25,7 +25,7 @@ from lessons import (
     scene_example,
     thinned,
 )
-from networks import TILE_TOKENS, Form
+from networks import TILE_TOKENS
 from torch import distributed as dist
 from torch.nn import functional as F
 
@@ -51,10 +51,9 @@ def answer_step(run: Run, texts: list[torch.Tensor]) -> float:
     rng = run.rng(2)
     examples = pictures(run, rng)
     turns = [bool(rng.random() < 0.25) for _ in examples]
-    if run.plan is not None and run.step % STORED_FOR == 0:
+    if run.step % STORED_FOR == 0:
         run.language.store(run.plan)
-    stored = run.plan is not None and rng.random() < run.options.stored
-    with run.language.form("stored" if stored else "updated"):
+    with run.language.form("stored" if rng.random() < run.options.stored else "updated"):
         return answer_update(run, examples, turns, texts, rng)
 
 
@@ -207,11 +206,8 @@ def validate(run: Run) -> dict[str, float]:
     right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     count, held_out = run.options.eval_pictures, N_EASY_IMAGES["train"] - N_HELD_OUT
     jobs = [("easy", index) for index in range(count)] + [("scenes", index) for index in range(2 * count)]
-    form: Form = "updated"
-    if run.plan is not None:
-        run.language.store(run.plan)
-        form = "stored"
-    with torch.no_grad(), run.language.form(form):
+    run.language.store(run.plan)
+    with torch.no_grad(), run.language.form("stored"):
         for source, index in jobs[run.rank :: run.options.workers]:
             example = run.easy.example(held_out + index) if source == "easy" else scene_example("validation", index)
             if not example.questions:

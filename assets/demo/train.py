@@ -11,8 +11,8 @@
    counted up to it (`heads.Midway`). Most steps leave out tokens that show only the ground (`lessons.thinned`), so that
    they hold more pictures. Every step also holds the updated language model to the base model's next-token distribution
    on plain text, most of it the base model's own, so that chat without a picture stays what it was. With `--package`
-   most steps compute with the language model's weights rounded to 4 bits as that package stores them, so that rounding
-   costs no answers.
+   most steps compute with the language model's weights rounded to 4 bits as that package stores them, so that it
+   learns to answer with those.
 
 The run continues from `OUT/checkpoint.pt`; `OUT/log.csv` is the curve, `OUT/projector.safetensors` and
 `OUT/low_rank.safetensors` are the tensors that composed.json names. Answers are scored as free greedy generation: one
@@ -63,7 +63,7 @@ class Run:
         self.heads = Heads(self.tower.width)
         self.midway = Midway(self.language.embedding.shape[1])
         self.words = self._word_embeddings()
-        self.plan = None if options.package is None else stored_plan(options.package)
+        self.plan = stored_plan(options.package)
         self.step, self.elapsed_s = 0, 0.0
         self.text_losses: list[float] = []
         self.midway_losses: list[float] = []
@@ -115,8 +115,10 @@ class Run:
         self.optimizer.step()
 
 
-def stored_plan(package: Path) -> QuantPlan:
-    """How a package stores each of its language model's weights."""
+def stored_plan(package: Path | None) -> QuantPlan:
+    """How a package stores each of its language model's weights; as they are, without one."""
+    if package is None:
+        return QuantPlan("fp32")
     quant = open_package(package).manifest.quant
     return QuantPlan(quant.language_scheme, quant.vision_scheme, quant.overrides)
 
@@ -135,8 +137,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
         say(rank, f"continuing at step {run.step}")
     elif options.start is not None:
         start_from(run, options.start)
-    if run.plan is not None:
-        run.language.store(run.plan)
+    run.language.store(run.plan)  # a run may go on between two roundings
     kept = options.out / f"texts-{rank}.pt"
     texts = torch.load(kept) if kept.is_file() else plain_text(run)
     torch.save(texts, kept)

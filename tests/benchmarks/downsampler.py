@@ -9,7 +9,6 @@ tiling_ablation keeps its own, and are taken from there; `--write` puts the tabl
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from edgevlm.errors import UsageError
@@ -29,21 +28,14 @@ def tile_tokens(package_dir: Path) -> int:
 
 def main() -> None:
     """Measures both packages, in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("merged", type=Path)
-    parser.add_argument("unmerged", type=Path)
-    parser.add_argument("--limit", type=int, default=220, help="questions of each set (default: 220; 0 asks all)")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path("build/ablation"), help="where the cells' results lie")
-    parser.add_argument("--write", action="store_true", help="write docs/method.md")
-    options = parser.parse_args()
-    arguments = {"backend": options.backend, "threads": options.threads}
-    packages = (options.merged, options.unmerged)
-    text = method_page.downsampler_tables({
-        tile_tokens(package): tiling_ablation.measure(package, options.out, options.limit or None, arguments, CELLS)
-        for package in packages
-    })  # fmt: skip
+    options = tiling_ablation.parse(__doc__, "merged", "unmerged", limit=220)
+    results = {
+        tile_tokens(package): tiling_ablation.measure(
+            package, options.out, options.limit or None, options.load, CELLS
+        )
+        for package in (options.merged, options.unmerged)
+    }  # fmt: skip
+    text = method_page.downsampler_tables(results)
     if options.write:
         method_page.write_section("downsampler", text)
     else:

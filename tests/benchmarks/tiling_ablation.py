@@ -143,18 +143,25 @@ def measure(
     return results
 
 
-def main() -> None:
-    """Measures one package."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", type=Path)
-    parser.add_argument("--limit", type=int, default=400, help="questions of each set (default: 400; 0 asks all)")
+def parse(description: str | None, *packages: str, limit: int) -> argparse.Namespace:
+    """Returns the command line of a measurement of `packages`; its `load` are `measure`'s load_arguments."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for package in packages:
+        parser.add_argument(package, type=Path)
+    parser.add_argument("--limit", type=int, default=limit, help=f"questions of each set (default: {limit}; 0: all)")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=Path("build/ablation"), help="where the cells' results lie")
     parser.add_argument("--write", action="store_true", help="write docs/method.md and its plots")
     options = parser.parse_args()
-    arguments = {"backend": options.backend, "threads": options.threads}
-    results = measure(options.package, options.out, options.limit or None, arguments)
+    options.load = {"backend": options.backend, "threads": options.threads}
+    return options
+
+
+def main() -> None:
+    """Measures one package."""
+    options = parse(__doc__, "package", limit=400)
+    results = measure(options.package, options.out, options.limit or None, options.load)
     questions = {name: open_set(name).questions for name in results}
     text = method_page.ablation_tables(results, questions, ALPHAS, BUDGETS)
     if options.write:

@@ -157,6 +157,26 @@ def test_a_linear_computes_with_its_weight_as_the_package_stores_it() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_only_what_the_package_stores_in_4_bits_is_rounded() -> None:
+    import torch
+
+    from export.quant.rules import QuantPlan
+
+    networks = pytest.importorskip("networks")
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in (0, 1)]
+    updates = {name: networks.LowRank(torch.nn.Linear(64, 16).requires_grad_(False), 4) for name in names}
+    language = SimpleNamespace(updates=updates, PREFIX=networks.Language.PREFIX)
+
+    def moved() -> list[bool]:
+        return [not torch.equal(update.rounded, update.linear.weight) for update in updates.values()]
+
+    networks.Language.store(language, QuantPlan("fp32"))
+    assert moved() == [False, False]
+    eight = ((r"language_model\.model\.layers\.(0)\.mlp\.up_proj\.weight", "w8"),)
+    networks.Language.store(language, QuantPlan("w4g32-mix", overrides=eight))
+    assert moved() == [False, True]
+
+
 def test_what_is_known_halfway_counts_only_where_it_is_asked(lessons: Any) -> None:
     import torch
 
