@@ -74,10 +74,17 @@ def test_control_wrong_positions_are_noticed(model: Graphs) -> None:
 
 
 def test_shifted_positions_change_nothing(model: Graphs) -> None:
-    """RoPE is relative: a whole prompt moved along gives the same logits."""
+    """RoPE is relative: a whole prompt moved along gives the same logits.
+
+    A value of an activation that lies between two int8 codes may fall to the other one; it moved logits of w4g32 by
+    0.0075 (Zen 3, 2026-11-29). Wrong positions move them by 5, and by 1.0 in the mean.
+    """
     embeds = model.embed(prompt_ids())
     expected, _ = model.decode(embeds)
-    assert np.allclose(model.decode(embeds, position_ids=np.arange(100, 120)[None])[0], expected, atol=2e-3)
+    moved = np.abs(model.decode(embeds, position_ids=np.arange(100, 120)[None])[0] - expected)
+    assert np.median(moved) < 1e-5
+    is_quantised = model.paths["decoder_model_merged"].stem.endswith("_q4")
+    assert moved.max() < (0.03 if is_quantised else 1e-4)
 
 
 def test_package_paths_stay_beside_the_graphs(model: Graphs) -> None:
