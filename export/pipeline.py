@@ -24,6 +24,8 @@ from export.archspec import ArchSpec, LMSpec
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.device.files import device_files
 from export.graphs.build import BuildResult, build_model
+from export.graphs.head import with_stored_head
+from export.graphs.tensors import Tensors
 from export.quant import mix, sensitivity
 from export.quant.rules import DEFAULT_VISION, QuantPlan, Rule, default_language_scheme
 from export.quant.scheme import MixScheme, parse_language_scheme
@@ -83,6 +85,9 @@ def export_package(
     options = options or ExportOptions()
     checkpoint = open_checkpoint(source, tie_embeddings=options.tie_embeddings)
     spec = _with_options(arch_spec(checkpoint.config, checkpoint.files), options)
+    spec, notes = with_stored_head(spec, Tensors(checkpoint, spec.names))
+    for note in notes:
+        LOG.warning("%s: %s", checkpoint.name, note)
     language = _language(spec, checkpoint)
     plan = QuantPlan(
         options.scheme or default_language_scheme(n_parameters(language)), options.vision_scheme, options.overrides
@@ -96,8 +101,6 @@ def export_package(
         with writer.writing() as directory:
             built = build_model(spec, checkpoint, plan, directory, context=options.context, progress=progress)
         plan.check_used()
-        for note in built.notes:
-            LOG.warning("%s: %s", checkpoint.name, note)
         for relative, data in _carried_files(checkpoint, options).items():
             writer.write(relative, data)
         manifest = _manifest(name, checkpoint, spec, plan, built, writer.files(_bytes_hashed(writer, progress)))

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgevlm.errors import UnsupportedModelError
+from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.spec import ProcessorSpec, PromptSpec
 from export.archs import dinov2, llama
-from export.archs.fields import Fields, tied
+from export.archs.fields import Fields, square_grid, tied
 from export.archs.files import channel_values, check_image_token, generation_spec
 from export.archspec import ArchSpec, ConnectorSpec, LinearSpec, NameMap
 
@@ -34,11 +34,11 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
     vision_fields.require("model_type", "dinov2", ("dinov2",))
     tile_px = top.integer("tile_px", vision_fields.side("image_size", 224))
     vision = dinov2.vision_spec(vision_fields, tile_px)
-    language = llama.language_spec(text, tied=tied(top, text, llama.LLAMA.tie_word_embeddings))
+    language = llama.language_spec(text, tied=_tied(top, text))
     image_token_id = top.integer("image_token_id")
     image_token = str(top.get("image_token", IMAGE_TOKEN))
     check_image_token(files, image_token, image_token_id)
-    grid, factor = tile_px // vision.patch, top.integer("scale_factor", 2)
+    grid, factor = square_grid(vision_fields, tile_px, vision.patch), top.integer("scale_factor", 2)
     if factor > grid:
         raise UnsupportedModelError(f"{top.where('scale_factor')} is {factor}; a tile has {grid}x{grid} patches")
     return ArchSpec(
@@ -85,3 +85,15 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
         ),
         generation=generation_spec(top, text, files),
     )
+
+
+def _tied(top: Fields, text: Fields) -> bool:
+    """The language model's own flag; the top level may repeat it, or say it alone, and not contradict it."""
+    inner = tied(text)
+    outer = tied(top, inner)
+    if outer != inner and "tie_word_embeddings" in text.data:
+        raise PackageError(
+            f"{top.where('tie_word_embeddings')} is {str(outer).lower()}, {text.where('tie_word_embeddings')} is "
+            f"{str(inner).lower()}; leave one of the two out"
+        )
+    return outer

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgevlm.errors import PackageError, UnsupportedModelError
@@ -16,6 +16,8 @@ from export.archs.fields import Fields, tied
 from export.archs.files import ImageProcessing, check_image_token, generation_spec, read_json
 from export.archspec import ArchSpec, ConnectorSpec, LinearSpec, NameMap, VisionSpec
 
+WITHOUT_TEXT_CONFIG = replace(llama.LLAMA, rms_norm_eps=1e-5)
+"""The language model of a config that says nothing of it."""
 HALF = (0.5, 0.5, 0.5)
 LANCZOS = 1
 
@@ -42,6 +44,7 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
 
 def whole_spec(config: Mapping[str, Any], files: Mapping[str, bytes], variant: Variant) -> ArchSpec:
     top = Fields(config)
+    top.not_null("image_token_id", "scale_factor")
     text, vision_fields = top.child("text_config"), top.child("vision_config")
     text.require("model_type", "llama", ("llama",))
     vision = siglip.vision_spec(vision_fields, pos="bucket", width=1152, heads=16, image_px=224, patch_px=32)
@@ -51,7 +54,8 @@ def whole_spec(config: Mapping[str, Any], files: Mapping[str, bytes], variant: V
         raise UnsupportedModelError(
             f"{top.where('scale_factor')} {factor} does not divide the tower's {grid}x{grid} patches"
         )
-    language = llama.language_spec(text, tied=tied(top, text, False))
+    defaults = llama.LLAMA if top.get("text_config") is not None else WITHOUT_TEXT_CONFIG
+    language = llama.language_spec(text, tied=tied(top), defaults=defaults)
     n_tokens = (grid // factor) ** 2
     return ArchSpec(
         model_type=variant.model_type,

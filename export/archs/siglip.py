@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgevlm.errors import PackageError
 from edgevlm.spec import ProcessorSpec
-from export.archs.fields import Fields, head_dim
+from export.archs.fields import MAX_LAYERS, Fields, square_grid
 from export.archs.files import ImageProcessing
 from export.archspec import ArchSpec, NameMap, VisionSpec
 
+NOT_NULL = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"),
+    *("num_channels", "layer_norm_eps", "hidden_act"),
+)
+"""Fields that transformers' SiglipVisionConfig and its kin refuse as null."""
 IGNORE = (
     r"(.*\.)?embeddings\.position_ids",
     r"(vision_model\.)?head\..*",
@@ -50,10 +56,13 @@ def vision_spec(
     fields: Fields, *, pos: str, width: int = 768, heads: int = 12, image_px: int = 224, patch_px: int = 16
 ) -> VisionSpec:
     """The tower of a SiglipVisionConfig; the keyword arguments are the class defaults (transformers 5.24)."""
+    fields.not_null(*NOT_NULL)
     fields.require("num_channels", 3, (3,))
-    layers = fields.integer("num_hidden_layers", 12)
+    layers = fields.integer("num_hidden_layers", 12, MAX_LAYERS)
     width = fields.integer("hidden_size", width)
     heads = fields.integer("num_attention_heads", heads)
+    if width % heads:
+        raise PackageError(f"{fields.where('hidden_size')} {width} is not a multiple of num_attention_heads {heads}")
     patch = fields.side("patch_size", patch_px)
     image = fields.side("image_size", image_px)
     return VisionSpec(
@@ -61,13 +70,13 @@ def vision_spec(
         run_layers=layers,
         width=width,
         heads=heads,
-        head_dim=head_dim(fields, width, heads),
+        head_dim=width // heads,
         mlp=fields.integer("intermediate_size", 3072),
         image_px=image,
         patch=patch,
         pos="bucket" if pos == "bucket" else "table",
-        pos_grid=image // patch,
-        norm_eps=fields.number("layer_norm_eps", 1e-6),
+        pos_grid=square_grid(fields, image, patch),
+        norm_eps=fields.positive("layer_norm_eps", 1e-6),
         act=fields.activation("gelu_pytorch_tanh"),
     )
 

@@ -41,7 +41,7 @@ def tied(contents: Contents) -> Contents:
     checkpoint is no language model with a head of its own.
     """
     tensors = contents.source.tensors()
-    if contents.config.get("tie_word_embeddings", False) or (EMBEDDING in tensors and HEAD not in tensors):
+    if EMBEDDING in tensors and HEAD not in tensors:
         raise UsageError(f"{contents.name}: the head is tied to the embedding already; leave --tie-embeddings out.")
     if HEAD not in tensors or EMBEDDING not in tensors or tensors[HEAD].shape != tensors[EMBEDDING].shape:
         raise UnsupportedModelError(f"{contents.name} has no {HEAD!r} and {EMBEDDING!r} of one shape to tie.")

@@ -116,8 +116,16 @@ def test_absent_or_null_rope_is_the_default() -> None:
         ({"attention_bias": 1}, PackageError, "attention_bias"),
         ({"num_attention_heads": 5}, PackageError, "num_attention_heads"),
         ({"rope_scaling": "linear"}, PackageError, "rope_scaling"),
-        ({"model_type": "qwen2", "use_sliding_window": True}, UnsupportedModelError, "use_sliding_window"),
-        ({"model_type": "qwen2", "layer_types": ["sliding_attention"]}, UnsupportedModelError, "layer_types"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
+            UnsupportedModelError,
+            "use_sliding_window",
+        ),
+        (
+            {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 2},
+            UnsupportedModelError,
+            "layer_types",
+        ),
         ({"model_type": "dinov2", "use_swiglu_ffn": True}, UnsupportedModelError, "use_swiglu_ffn"),
         ({"model_type": "dinov2", "image_size": [224, 448]}, UnsupportedModelError, "image_size"),
         ({"model_type": "siglip_vision_model", "num_channels": 1}, UnsupportedModelError, "num_channels"),
@@ -408,9 +416,34 @@ def test_untied_config_without_a_head_is_tied_and_says_so(tmp_path: Path) -> Non
     assert [size.component for size in result.sizes] == ["embedding", "layers"]
 
 
-def test_tied_config_with_a_stored_head_ignores_it(tmp_path: Path) -> None:
+def test_tied_config_with_another_head_stored_uses_it_and_says_so(tmp_path: Path) -> None:
     directory = edited(make_llama(tmp_path / "c", tie_word_embeddings=False), "config.json", tie_word_embeddings=True)
-    assert build(directory, tmp_path / "out").notes == ()
+    result = build(directory, tmp_path / "out")
+    assert len(result.notes) == 1 and "the stored head is used" in result.notes[0]
+    assert [size.component for size in result.sizes] == ["embedding", "layers", "head"]
+
+
+def test_tied_config_with_a_copy_of_the_table_stores_it_once(tmp_path: Path) -> None:
+    directory = make_llama(tmp_path / "checkpoint")
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].copy()}, path)
+    result = build(directory, tmp_path / "out")
+    assert result.notes == ()
+    assert [size.component for size in result.sizes] == ["embedding", "layers"]
+
+
+def test_a_tied_table_that_is_stored_as_the_head_is_the_embedding(tmp_path: Path) -> None:
+    directory = make_llama(tmp_path / "checkpoint")
+    built = build(directory, tmp_path / "as_embedding")
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    save_file({("lm_head.weight" if "embed_tokens" in name else name): t for name, t in tensors.items()}, path)
+    moved = build(directory, tmp_path / "as_head")
+    assert (built.notes, built.graphs, built.sizes) == (moved.notes, moved.graphs, moved.sizes)
+    for graph in built.graphs:
+        for name in (graph.path, *graph.data):
+            assert (tmp_path / "as_embedding" / name).read_bytes() == (tmp_path / "as_head" / name).read_bytes()
 
 
 def test_registry_names_are_config_model_types() -> None:
