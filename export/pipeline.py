@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 
 import edgevlm
-from edgevlm.errors import UnsupportedModelError, UsageError
+from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
+from edgevlm.manifest_values import wrong_generation, wrong_processor, wrong_prompt
 from edgevlm.package import Package
 from edgevlm.spec import SCHEMA_VERSION, DecoderSpec, FileEntry, GenerationSpec, Manifest, QuantEntry
 from export import card, fidelity, verify
@@ -85,6 +86,7 @@ def export_package(
     options = options or ExportOptions()
     checkpoint = open_checkpoint(source, tie_embeddings=options.tie_embeddings)
     spec = _with_options(arch_spec(checkpoint.config, checkpoint.files), options)
+    _check_values(spec, checkpoint)
     spec, notes = with_stored_head(spec, Tensors(checkpoint, spec.names))
     for note in notes:
         LOG.warning("%s: %s", checkpoint.name, note)
@@ -142,6 +144,22 @@ def _size(shape: tuple[int, ...]) -> int:
     for side in shape:
         n *= side
     return n
+
+
+def _check_values(spec: ArchSpec, checkpoint: Checkpoint) -> None:
+    """Raises PackageError for a value that no package may hold, before it costs anything."""
+    wrong: list[str] = []
+    if spec.processor is not None:
+        wrong += wrong_processor(spec.processor)
+    if spec.language is not None and spec.prompt is not None:
+        wrong += wrong_prompt(spec.prompt, spec.language.vocab)
+    if spec.language is not None and spec.generation is not None:
+        wrong += wrong_generation(spec.generation, spec.language.vocab)
+    if wrong:
+        raise PackageError(
+            f"{checkpoint.name}: its files give {wrong[0]}; correct config.json, generation_config.json or the "
+            "processor's file"
+        )
 
 
 def _with_options(spec: ArchSpec, options: ExportOptions) -> ArchSpec:

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgevlm.errors import UsageError
 from edgevlm.evaluation.question_set import SetCard
 from edgevlm.evaluation.scores import Flips, Score, flips
-from edgevlm.strict_json import from_json, to_json
+from edgevlm.strict_json import from_json, parse_json, to_json
 
 FORMAT = 1
 
@@ -129,11 +129,11 @@ def check_results_path(path: Path) -> None:
 def read_results(path: Path) -> Evaluation:
     """Returns what `write_results` wrote. Raises UsageError for anything else."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
         if isinstance(data, dict) and data.get("format") != FORMAT:
             raise ValueError(f"the format is {data.get('format')!r}, expected {FORMAT}")
         return from_json(Evaluation, data)
     except OSError as error:
         raise UsageError(f"{path}: cannot read these results ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: these are not results of `edgevlm eval` ({error})") from None

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgevlm.errors import PackageError
 from edgevlm.spec import GenerationSpec, Resample
-from export.archs.fields import Fields, not_implemented
+from export.archs.fields import Fields, is_finite, not_implemented, shown
 from export.checkpoints.paths import parse_object
 
 RESAMPLES: dict[int, Resample] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -48,7 +48,7 @@ class ImageProcessing(Fields):
 
     def resample(self, default: int) -> Resample:
         value = self.get("resample", default)
-        if value not in RESAMPLES:
+        if type(value) is not int or value not in RESAMPLES:
             raise not_implemented("resample", value, self.where("resample"), RESAMPLES.values())
         return RESAMPLES[value]
 
@@ -58,15 +58,18 @@ class ImageProcessing(Fields):
 
 def channel_values(value: Any, where: str) -> tuple[float, float, float]:
     """Three floats, one a colour."""
-    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(isinstance(x, (int, float)) for x in value):
-        raise PackageError(f"{where} must be three numbers, found {value!r}")
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_is_number, value)):
+        raise PackageError(f"{where} must be three finite numbers, found {shown(value)}")
     return float(value[0]), float(value[1]), float(value[2])
 
 
 def added_token_id(files: Mapping[str, bytes], token: str) -> int | None:
     """The id of an added token in tokenizer.json; None when there is no such token or file."""
-    for entry in read_json(files, "tokenizer.json").get("added_tokens") or ():
-        if entry.get("content") == token:
+    added = read_json(files, "tokenizer.json").get("added_tokens")
+    for entry in added if isinstance(added, list) else ():
+        if isinstance(entry, dict) and entry.get("content") == token:
+            if type(entry.get("id")) is not int:
+                raise PackageError(f"tokenizer.json: the added token {token!r} has no id, but {shown(entry.get('id'))}")
             return int(entry["id"])
     return None
 
@@ -103,14 +106,14 @@ def generation_spec(top: Fields, text: Fields, files: Mapping[str, bytes]) -> Ge
 
 def _ids(value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
-        raise PackageError(f"eos_token_id must be an integer or a list of them, found {value!r}")
+    if not all(type(item) is int for item in values):
+        raise PackageError(f"eos_token_id must be an integer or a list of them, found {shown(value)}")
     return tuple(values)
 
 
 def _first_id(sources: tuple[Mapping[str, Any], ...], name: str) -> int | None:
     for source in sources:
-        if isinstance(source.get(name), int):
+        if type(source.get(name)) is int:
             return int(source[name])
     return None
 
@@ -126,6 +129,10 @@ def _number(data: Mapping[str, Any], name: str, default: float) -> float:
     value = data.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PackageError(f"generation_config.json: {name} must be a number, found {value!r}")
+    if not _is_number(value):
+        raise PackageError(f"generation_config.json: {name} must be a finite number, found {shown(value)}")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)

@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,7 +126,7 @@ def _end(code: int, said: str) -> str:
     """What a worker says when it ends early: it took too long, or it crashed."""
     frames = re.findall(r'File ".*?([^/"]+)", line (\d+) in (\w+)', said)
     where = " < ".join(f"{file}:{line} {name}" for file, line, name in frames[:4])
-    return f"{'too long' if 'Timeout' in said else f'the process ended with {code}'} at {where}"
+    return f"{'too long' if code in (1, -signal.SIGPROF) else f'the process ended with {code}'} at {where}"
 
 
 def jobs_of(places: dict[str, Path], share: int, size: int = 500) -> list[dict[str, Any]]:
