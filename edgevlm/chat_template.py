@@ -50,7 +50,7 @@ FILTERS = (
 
 _FAILURES = (
     TemplateError, MemoryError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError,
-    RuntimeError, SyntaxError,
+    RuntimeError, SyntaxError, AssertionError,
 )  # fmt: skip
 
 _SEQUENCES = (str, bytes, list, tuple)

@@ -24,6 +24,8 @@ MAX_SIZE = (1 << 24) - 1
 """Largest size or count that is read; the phone's reader and the engine's plan have the same limit."""
 MAX_LAYERS = 1024
 """The engine's limit; the largest models published have about 130."""
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Numbers that stay finite in float32 when they, or what is divided by them, are multiplied by any position."""
 MAX_PATCHES = 1 << 14
 """Of a tile; published towers have up to 6,400, and attention's memory grows with the square."""
 
@@ -72,12 +74,15 @@ class Fields:
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
             raise PackageError(f"{self.where(name)} must be a finite number, found {shown(value)}")
+        if abs(value) > LARGEST:
+            raise PackageError(f"{self.where(name)} is {shown(value)}; numbers up to {LARGEST:g} can be computed with")
         return float(value)
 
     def positive(self, name: str, default: float | None = None) -> float:
         value = self.number(name, default)
-        if value <= 0:
-            raise PackageError(f"{self.where(name)} must be above 0, found {value!r}")
+        if value < SMALLEST:
+            must = "be above 0" if value <= 0 else f"be at least {SMALLEST:g}"
+            raise PackageError(f"{self.where(name)} must {must}, found {value!r}")
         return value
 
     def flag(self, name: str, default: bool) -> bool:

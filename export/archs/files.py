@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgevlm.errors import PackageError
+from edgevlm.manifest_values import MAX_VOCAB
 from edgevlm.spec import GenerationSpec, Resample
 from export.archs.fields import Fields, is_finite, not_implemented, shown
 from export.checkpoints.paths import parse_object
@@ -112,9 +113,13 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def _first_id(sources: tuple[Mapping[str, Any], ...], name: str) -> int | None:
+    """The first id that is given; a negative one is none, as in transformers."""
     for source in sources:
-        if type(source.get(name)) is int:
-            return int(source[name])
+        value = source.get(name)
+        if type(value) is int and value >= 0:
+            if value >= MAX_VOCAB:
+                raise PackageError(f"{name} is {shown(value)}, which is no token id")
+            return value
     return None
 
 

@@ -28,6 +28,7 @@ def safe_join(directory: Path, relative: str, named_by: str) -> Path:
         or relative.startswith("/")
         or ".." in parts
         or ":" in relative
+        or any("\ud800" <= character <= "\udfff" for character in relative)
     ):
         raise PackageError(
             f"{named_by} names the file {relative!r}: only relative paths inside its own directory are read."

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.errors import ParityError, UnsupportedModelError
+from edgevlm.errors import PackageError, ParityError, UnsupportedModelError
+from edgevlm.manifest_values import MAX_VOCAB
 from edgevlm.tokenizer import Tokenizer
+from edgevlm.tokenizers_library import tokenizers_errors
 from export.device.regex import Automaton, compile_regex, isolated_set, literal
 from export.device.table_file import write_tables
 from export.device.unicode_forms import FORMS, form_tables
@@ -66,7 +68,11 @@ class _Tables:
 def tokenizer_tables(tokenizer: Tokenizer) -> bytes:
     """Returns device/tokenizer.bin. Raises UnsupportedModelError naming what a phone cannot do."""
     backend = tokenizer.backend
-    state = json.loads(backend.to_str())
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= MAX_VOCAB:  # the library would write a list with a place for each id
+        raise PackageError(f"tokenizer.json has the token id {largest}; vocabularies have at most {MAX_VOCAB} tokens")
+    with tokenizers_errors("tokenizer.json", "cannot be used"):
+        state = json.loads(backend.to_str())
     tables = _Tables()
     normalizer = _normalizer(state["normalizer"], tables)
     steps = _pre_tokenizer(state["pre_tokenizer"], tables)
@@ -218,6 +224,9 @@ def _merges(model: Step, tables: _Tables) -> None:
     rows: dict[tuple[int, int], tuple[int, int]] = {}
     for rank, merge in enumerate(model["merges"]):
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        for piece in (left, right, left + right):
+            if piece not in vocab:
+                raise PackageError(f"tokenizer.json has the merge {merge!r}, but {piece!r} is no entry of its vocabulary")
         # A later merge of the same pair replaces the earlier one, as in the library's map.
         rows[vocab[left], vocab[right]] = (rank, vocab[left + right])
     table = np.array([(*pair, *value) for pair, value in sorted(rows.items())], np.int32).reshape(-1, 4)

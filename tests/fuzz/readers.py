@@ -114,6 +114,7 @@ def read_package_texts(path: Path) -> Read:
 
     read_base = read_package(path)
     manifest = (path / "edgevlm.json").read_bytes()
+    known: set[object] = set()
 
     def read() -> None:
         if (path / "edgevlm.json").read_bytes() != manifest:
@@ -121,10 +122,28 @@ def read_package_texts(path: Path) -> Read:
             return
         packages.settle(path)
         try:
-            _answer(path)
-            device_files(open_package(path))
+            package = open_package(path)
+            template = ChatTemplate.open(package)
+            key = (Tokenizer.open(package).backend.to_str(), template.source, *sorted(template.special_tokens.items()))
+            if key not in known:
+                known.add(key)
+                _answer(path)
+                device_files(package)
         finally:
             (path / "edgevlm.json").write_bytes(manifest)
+
+    return read
+
+
+def read_package_config(path: Path) -> Read:
+    """What compiling for an NPU reads of the config.json that the package carries."""
+    from export.npu.graphs import package_spec
+    from export.npu.weights import PackageWeights
+
+    def read() -> None:
+        packages.settle(path)
+        package = open_package(path)
+        package_spec(package, PackageWeights(package))
 
     return read
 
@@ -165,8 +184,8 @@ def read_tokenizer(path: Path) -> Read:
         for token_id in [*ids, 0, 10**6]:
             decoder.push(token_id)
         decoder.finish()
-        add_special_token(file.read_bytes(), "<image>", "tokenizer.json")
         tokenizer_tables(tokenizer)
+        add_special_token(file.read_bytes(), "<image>", "tokenizer.json")
 
     return read
 

@@ -102,13 +102,14 @@ TARGETS: dict[str, Target] = {
         "composed", "composed.json", "low_rank.safetensors", "projector.safetensors", "tower/config.json",
         "language/config.json", "language/tokenizer.json", at_most=900,
     ),
-    "package": Target(packages.write_bluelm_v, readers.read_package, ("edgevlm.json",)),
+    "package": Target(packages.write_bluelm_v, readers.read_package, ("edgevlm.json",), at_most=6000),
     "package-smolvlm": Target(packages.write_smolvlm, readers.read_package, ("edgevlm.json",), at_most=2500),
     "package-texts": Target(
         packages.write_bluelm_v, readers.read_package_texts,
-        ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"),
+        ("tokenizer.json", "tokenizer_config.json"),
         texts=("tokenizer.json", "tokenizer_config.json", "edgevlm.json"), n_damaged=300, at_most=1200,
     ),
+    "package-config": Target(packages.write_bluelm_v, readers.read_package_config, ("config.json",), at_most=600),
     "templates": Target(
         packages.write_bluelm_v, readers.read_template, texts=(snapshots.TEMPLATE, "chatml.jinja"), n_damaged=600,
         n_templates=3000,
