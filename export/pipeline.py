@@ -26,6 +26,7 @@ from export.checkpoint import Checkpoint, open_checkpoint
 from export.device.files import device_files
 from export.graphs.build import BuildResult, build_model
 from export.graphs.head import with_stored_head
+from export.graphs.layers import check_layers
 from export.graphs.tensors import Tensors
 from export.quant import mix, sensitivity
 from export.quant.rules import DEFAULT_VISION, QuantPlan, Rule, default_language_scheme
@@ -87,6 +88,7 @@ def export_package(
     checkpoint = open_checkpoint(source, tie_embeddings=options.tie_embeddings)
     spec = _with_options(arch_spec(checkpoint.config, checkpoint.files), options)
     _check_values(spec, checkpoint)
+    check_layers(spec, Tensors(checkpoint, spec.names))
     spec, notes = with_stored_head(spec, Tensors(checkpoint, spec.names))
     for note in notes:
         LOG.warning("%s: %s", checkpoint.name, note)

@@ -16,6 +16,7 @@ from export.graphs.connector import build_connector, tokens_per_tile
 from export.graphs.decoder import build_decoder
 from export.graphs.embed import build_embed
 from export.graphs.head import with_stored_head
+from export.graphs.layers import check_layers
 from export.graphs.ops.cpu import CpuOps
 from export.graphs.ops.storage import Progress, Storage
 from export.graphs.supported import check_all
@@ -80,6 +81,7 @@ def build_model(
     Raises UnsupportedModelError naming the field or tensor that is not understood, also when a tensor is left over.
     """
     check_all(spec)
+    check_layers(spec, Tensors(checkpoint, spec.names))
     spec, notes = with_stored_head(spec, Tensors(checkpoint, spec.names))
     tensors = Tensors(checkpoint, spec.names)
     directory = Path(out_dir) / GRAPH_DIR

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.targets import SEED, TARGETS, count
+from tests.fuzz.targets import SEED, TARGETS, count, target
 
 ROOT = Path(__file__).resolve().parents[2]
 N_WORKERS = 2
@@ -54,35 +54,34 @@ def prepare(names: Iterable[str], directory: Path) -> dict[str, Path]:
     places = {}
     for name in names:
         places[name] = directory / name
-        TARGETS[name].prepare(places[name])
+        target(name).prepare(places[name])
     return places
 
 
-def run(jobs: list[dict[str, Any]], n_workers: int = N_WORKERS) -> Found:
-    """Runs the jobs and returns what was found; a worker that ends early is a fault of the case that it had begun."""
-    found, lock = Found(), threading.Lock()
-    waiting = list(jobs)
+Job = dict[str, Any]
+"""What a worker is told: {'target', 'directory', 'numbers'}, and limits where they are not the usual ones."""
 
-    def work() -> None:
-        while True:
-            with lock:
-                if not waiting:
-                    return
-                mine = [waiting.pop(0)]
-            while mine:
-                mine = _one_worker(mine, found, lock)
+
+def run(batches: list[list[Job]], n_workers: int = N_WORKERS) -> Found:
+    """Runs batches of jobs, each in a process of its own, and returns what was found.
+
+    A process that ends early is a fault of the case that it had begun; another one goes on behind that.
+    """
+    found, lock = Found(), threading.Lock()
+
+    def work(batch: list[Job]) -> None:
+        while batch:
+            batch = _one_worker(batch, found, lock)
 
     with ThreadPoolExecutor(n_workers) as pool:
-        for future in [pool.submit(work) for _ in range(n_workers)]:
-            future.result()
+        list(pool.map(work, batches))
     return found
 
 
-def _one_worker(jobs: list[dict[str, Any]], found: Found, lock: threading.Lock) -> list[dict[str, Any]]:
+def _one_worker(jobs: list[Job], found: Found, lock: threading.Lock) -> list[Job]:
     """Runs jobs in one process; returns what is left of them when it ended early."""
     begun: dict[str, Any] | None = None
-    done: set[int] = set()
-    job = jobs[0]
+    done: set[tuple[str, int]] = set()
     with tempfile.TemporaryFile("w+") as errors:
         worker = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.worker"],
@@ -90,7 +89,7 @@ def _one_worker(jobs: list[dict[str, Any]], found: Found, lock: threading.Lock) 
         )  # fmt: skip
         assert worker.stdin is not None and worker.stdout is not None
         with worker.stdin, worker.stdout:
-            worker.stdin.write(json.dumps(job) + "\n")
+            worker.stdin.write("".join(json.dumps(job) + "\n" for job in jobs))
             worker.stdin.close()
             for line in worker.stdout:
                 answer = json.loads(line)
@@ -98,28 +97,29 @@ def _one_worker(jobs: list[dict[str, Any]], found: Found, lock: threading.Lock) 
                     begun = answer
                     continue
                 assert begun is not None and begun["begin"] == answer["end"]
-                done.add(answer["end"])
+                done.add((begun["target"], begun["begin"]))
                 with lock:
-                    _note(found, job["target"], begun, answer["outcome"], answer["detail"])
+                    _note(found, begun, answer["outcome"], answer["detail"])
                 begun = None
         code = worker.wait()
         errors.seek(0)
         said = errors.read()
     if begun is None:
         if code:
-            raise RuntimeError(f"the worker of {job['target']} ended with {code}: {said[-2000:]}")
+            raise RuntimeError(f"a worker ended with {code} between cases: {said[-2000:]}")
         return []
+    done.add((begun["target"], begun["begin"]))
     with lock:
-        _note(found, job["target"], begun, "fault", _end(code, said))
-    left = [number for number in job["numbers"] if number not in done and number != begun["begin"]]
-    return [{**job, "numbers": left}] if left else []
+        _note(found, begun, "fault", _end(code, said))
+    left = [{**job, "numbers": [n for n in job["numbers"] if (job["target"], n) not in done]} for job in jobs]
+    return [job for job in left if job["numbers"]]
 
 
-def _note(found: Found, target: str, begun: dict[str, Any], outcome: str, detail: str) -> None:
-    found.n_cases[target] += 1
+def _note(found: Found, begun: dict[str, Any], outcome: str, detail: str) -> None:
+    found.n_cases[begun["target"]] += 1
     found.outcomes[outcome] += 1
     if outcome == "fault":
-        found.faults.append((target, begun["begin"], begun["case"], detail))
+        found.faults.append((begun["target"], begun["begin"], begun["case"], detail))
 
 
 def _end(code: int, said: str) -> str:
@@ -129,9 +129,9 @@ def _end(code: int, said: str) -> str:
     return f"{'too long' if code in (1, -signal.SIGPROF) else f'the process ended with {code}'} at {where}"
 
 
-def jobs_of(places: dict[str, Path], share: int, size: int = 500) -> list[dict[str, Any]]:
+def jobs_of(places: dict[str, Path], share: int, size: int = 500) -> list[Job]:
     """Returns jobs of at most `size` cases: all of them, or one in `share` at random."""
-    jobs = []
+    jobs: list[Job] = []
     for name, directory in places.items():
         rng = random.Random(SEED)
         numbers = [number for number in range(count(name, directory)) if share == 1 or rng.randrange(share) == 0]
@@ -147,7 +147,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         places = prepare(args.targets or TARGETS, Path(scratch))
-        print(run(jobs_of(places, args.share)).text())
+        print(run([[job] for job in jobs_of(places, args.share)]).text())
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz import packages, readers, snapshots, templates
+from tests.fuzz import control, packages, readers, snapshots, templates
 from tests.fuzz.mutations import Make, byte_mutants, json_mutants
 
 SEED = 13
@@ -127,11 +126,28 @@ TARGETS: dict[str, Target] = {
 }  # fmt: skip
 
 
+class _Control(Target):
+    """The harness's own control: each defect is a case."""
+
+    def cases(self, directory: Path) -> Iterator[Case]:
+        for name in control.DEFECTS:
+            yield Case(name, control.FILE, name.encode)
+
+
+CONTROL = "control"
+_ALL = {**TARGETS, CONTROL: _Control(control.write, control.reader)}
+
+
+def target(name: str) -> Target:
+    """Returns a target of the table, or the control."""
+    return _ALL[name]
+
+
 def chosen(name: str, directory: Path, numbers: list[int]) -> Iterator[tuple[int, Case]]:
     """Yields the cases with these numbers, which rise."""
     wanted = iter(numbers)
     number = next(wanted, None)
-    for index, case in enumerate(TARGETS[name].cases(directory)):
+    for index, case in enumerate(target(name).cases(directory)):
         if index == number:
             yield index, case
             number = next(wanted, None)
@@ -139,4 +155,4 @@ def chosen(name: str, directory: Path, numbers: list[int]) -> Iterator[tuple[int
 
 def count(name: str, directory: Path) -> int:
     """Returns the number of cases."""
-    return sum(1 for _ in itertools.islice(TARGETS[name].cases(directory), None))
+    return sum(1 for _ in target(name).cases(directory))

@@ -35,14 +35,14 @@ MESSAGE_CHARS = 3000
 
 def run_job(job: dict[str, Any], say: Callable[[dict[str, Any]], object]) -> None:
     """Runs the job's cases: {'target', 'directory', 'numbers', 'time_s', 'memory_bytes'}."""
-    target = targets.TARGETS[job["target"]]
+    target = targets.target(job["target"])
     with tempfile.TemporaryDirectory(dir=job.get("scratch")) as scratch:
         directory = Path(scratch) / "sound"
         shutil.copytree(job["directory"], directory)
         read = target.reader(directory)
         _limit_memory(job.get("memory_bytes", MEMORY_BYTES))
         for number, case in targets.chosen(job["target"], Path(job["directory"]), job["numbers"]):
-            say({"begin": number, "case": case.name})
+            say({"begin": number, "target": job["target"], "case": case.name})
             path = directory / case.file
             sound = path.read_bytes()
             path.write_bytes(case.make())
@@ -110,7 +110,7 @@ def show(name: str, number: int) -> None:
     """Prints one case."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / name
-        targets.TARGETS[name].prepare(directory)
+        targets.target(name).prepare(directory)
         run_job({"target": name, "directory": str(directory), "numbers": [number]}, print)
 
 
