@@ -5,7 +5,6 @@ A message says what failed, on which thing, what was expected and found, and wha
 
 from __future__ import annotations
 
-
 MAX_MESSAGE_CHARS = 2000
 """A damaged file can put a megabyte where a name was expected; its beginning and end are enough to find it."""
 

@@ -145,8 +145,10 @@ def _wrong_npu(npu: NpuEntry) -> Iterator[str]:
 
 def _outside(name: str, value: float, least: float, most: float) -> Iterator[str]:
     if not (math.isfinite(value) and least <= value <= most):
-        yield f"{name} is {value}, expected {least:g} to {most:g}" if isinstance(value, float) else (
-            f"{name} is {value}, expected {int(least)} to {int(most)}"
+        yield (
+            f"{name} is {value}, expected {least:g} to {most:g}"
+            if isinstance(value, float)
+            else (f"{name} is {value}, expected {int(least)} to {int(most)}")
         )
 
 

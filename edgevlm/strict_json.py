@@ -146,7 +146,8 @@ def _convert_scalar(annotation: Any, data: Any, where: str) -> Any:
         except OverflowError:
             value = math.inf
         if not math.isfinite(value):
-            raise ValueError(f"{where}: expected a finite number, found {'a huge integer' if isinstance(data, int) else data}")
+            found = "a huge integer" if isinstance(data, int) else data
+            raise ValueError(f"{where}: expected a finite number, found {found}")
         return value
     if annotation is int and isinstance(data, bool):
         raise ValueError(f"{where}: expected an integer, found a boolean")

@@ -226,7 +226,7 @@ def _merges(model: Step, tables: _Tables) -> None:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         for piece in (left, right, left + right):
             if piece not in vocab:
-                raise PackageError(f"tokenizer.json has the merge {merge!r}, but {piece!r} is no entry of its vocabulary")
+                raise PackageError(f"tokenizer.json merges {merge!r}, but its vocabulary has no entry {piece!r}")
         # A later merge of the same pair replaces the earlier one, as in the library's map.
         rows[vocab[left], vocab[right]] = (rank, vocab[left + right])
     table = np.array([(*pair, *value) for pair, value in sorted(rows.items())], np.int32).reshape(-1, 4)

@@ -212,6 +212,7 @@ SNAPSHOTS = [
     _case("an index that leaves a tensor out", _index({"a": SHARD}), PackageError, "does not place there"),
     _case("an index with ../", _index({"a": "../../etc/passwd"}), PackageError, "only relative paths inside"),
     _case("an index with an absolute path", _index({"a": "/etc/passwd"}), PackageError, "only relative paths inside"),
+    _case("an index with half a character", _index({"a": "\ud800"}), PackageError, "only relative paths inside"),
     _case("an index without weight_map", _index(None), PackageError, "must have a 'weight_map'"),
     _case(
         "shards without an index",
@@ -307,4 +308,103 @@ COMPOSED = [
     _case("composed: tiles of 0 pixels", _composed(_set(tile_px=0)), PackageError, "'tile_px' has the value 0"),
 ]
 
-CASES = [*SNAPSHOTS, *GGUFS, *COMPOSED]
+
+
+def _tiny(
+    name: str, config: dict[str, Any] | None = None, part: str | None = None, **files: Any
+) -> Callable[[Path], Path]:
+    """Returns a maker of a whole tiny checkpoint with fields of config.json and of other files (a__json) replaced."""
+
+    def make(tmp_path: Path) -> Path:
+        from tests.tiny import MAKERS
+
+        path = MAKERS[name](tmp_path / name)
+        for file, fields in {"config.json": config or {}, **{f"{k}.json": v for k, v in files.items()}}.items():
+            data = json.loads((path / file).read_text())
+            (data[part] if part and file == "config.json" else data).update(fields)
+            (path / file).write_text(json.dumps(data))
+        return path
+
+    return make
+
+
+def _tokenizer(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], Path]:
+    """Returns a maker of a composed checkpoint of snapshots whose tokenizer.json `edit` changes."""
+
+    def make(tmp_path: Path) -> Path:
+        from tests.fuzz.snapshots import composed
+
+        path = composed(tmp_path / "composed")
+        tokenizer = json.loads((path / "language/tokenizer.json").read_text())
+        edit(tokenizer)
+        (path / "language/tokenizer.json").write_text(json.dumps(tokenizer))
+        return path
+
+    return make
+
+
+VALUES = [
+    _case(
+        "a layer more than is stored",
+        _tiny("llama", {"num_hidden_layers": 3}),
+        UnsupportedModelError,
+        "num_hidden_layers of the language model is 3 (config.json), but llama stores 2 layers",
+    ),
+    _case(
+        "a layer less than is stored",
+        _tiny("bluelm_v", {"num_hidden_layers": 1}, "vision_config"),
+        UnsupportedModelError,
+        "num_hidden_layers of the vision tower is 1",
+    ),
+    _case(
+        "an end token beyond the vocabulary",
+        _tiny("llama", generation_config={"eos_token_id": [2, 4000]}),
+        PackageError,
+        "generation.eos_token_ids [2, 4000] are no token ids of a vocabulary of 384",
+    ),
+    _case(
+        "a BOS id of 400 digits",
+        _tiny("llama", generation_config={"bos_token_id": 10**400}),
+        PackageError,
+        "bos_token_id",
+    ),
+    _case(
+        "an image token beyond the vocabulary",
+        _tiny("bluelm_v", {"image_token_id": 5000, "image_token": "<absent>"}),
+        PackageError,
+        "prompt.image_token_id is 5000",
+    ),
+    _case(
+        "an epsilon that vanishes in float32",
+        _tiny("llama", {"rms_norm_eps": 1e-320}),
+        PackageError,
+        "rms_norm_eps must be at least 1e-30",
+    ),
+    _case(
+        "a factor that float32 cannot hold",
+        _tiny("llama", {"rope_scaling": {"rope_type": "linear", "factor": 1e300}}),
+        PackageError,
+        "rope_scaling.factor is 1e+300",
+    ),
+    _case(
+        "composed: an added token without an id",
+        _tokenizer(lambda tokenizer: tokenizer["added_tokens"][0].pop("id")),
+        PackageError,
+        "an entry of 'added_tokens' without a token id",
+    ),
+    _case(
+        "composed: a vocabulary of texts",
+        _tokenizer(lambda tokenizer: tokenizer["model"]["vocab"].update(a="b")),
+        PackageError,
+        "an entry of 'model.vocab' without a token id",
+    ),
+    _case(
+        "composed: a mean of 400 digits",
+        _composed(_set(image_mean=[10**400, 0.5, 0.5])),
+        PackageError,
+        "image_mean[0]: expected a finite number",
+    ),
+    _case("composed: true for version 1", _composed(_set(edgevlm_composed=True)), PackageError, "True is not one of 1"),
+]
+
+CASES = [*SNAPSHOTS, *GGUFS, *COMPOSED, *VALUES]

@@ -1,6 +1,6 @@
 """Starts workers on cases and gathers what came of each.
 
-`python -m tests.fuzz.campaign [TARGET ...] [--share N]` runs every N-th case and prints the faults by kind.
+`python -m tests.fuzz.campaign [TARGET ...] [--share N]` runs one case of N and prints the faults by kind.
 """
 
 from __future__ import annotations
@@ -129,11 +129,11 @@ def _end(code: int, said: str) -> str:
     return f"{'too long' if code in (1, -signal.SIGPROF) else f'the process ended with {code}'} at {where}"
 
 
-def jobs_of(places: dict[str, Path], share: int, size: int = 500) -> list[Job]:
+def jobs_of(places: dict[str, Path], share: int, seed: int = SEED, size: int = 500) -> list[Job]:
     """Returns jobs of at most `size` cases: all of them, or one in `share` at random."""
     jobs: list[Job] = []
     for name, directory in places.items():
-        rng = random.Random(SEED)
+        rng = random.Random(seed)
         numbers = [number for number in range(count(name, directory)) if share == 1 or rng.randrange(share) == 0]
         for start in range(0, len(numbers), size):
             jobs.append({"target": name, "directory": str(directory), "numbers": numbers[start : start + size]})
@@ -144,10 +144,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*")
     parser.add_argument("--share", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         places = prepare(args.targets or TARGETS, Path(scratch))
-        print(run([[job] for job in jobs_of(places, args.share)]).text())
+        print(run([[job] for job in jobs_of(places, args.share, args.seed)]).text())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from pathlib import Path
 from edgevlm.errors import PackageError
 
 FILE = "defect.json"
-DEFECTS = ("refuses", "reads", "raises", "panics", "computes with NaN", "says a megabyte", "spins", "takes 4 GB", "dies")
+DEFECTS = (
+    "refuses", "reads", "raises", "panics", "computes with NaN", "says a megabyte", "spins", "takes 4 GB", "dies",
+)  # fmt: skip
 
 
 def write(path: Path) -> None:

@@ -249,4 +249,3 @@ def read_record(path: Path) -> Read:
             tuned(variant, record)
 
     return read
-

@@ -15,14 +15,19 @@ _LITERALS = (
     "{}", "[1, 2]", "{'a': 1}", "()", "'\\ud800'", "'\\x00'", "999999999999999999999999", "1/0", "'a' * 100000",
 )  # fmt: skip
 _FILTERS = (
-    "trim", "length", "tojson", "tojson(indent=4)", "join", "join(x)", "list", "string", "int", "float", "first", "last",
-    "map(attribute='role')", "selectattr('role', 'equalto', 'user')", "sort", "unique", "reverse", "upper", "default('')",
-    "replace('a', 'b')", "indent(100)", "center(50)", "wordwrap(0)", "batch(0)", "slice(0)", "groupby('role')", "sum",
-    "round(400)", "truncate(-5)", "format(1)", "items", "dictsort", "attr('x')", "nosuchfilter", "min", "max", "abs",
+    "trim", "length", "tojson", "tojson(indent=4)", "join", "join(x)", "list", "string", "int", "float", "first",
+    "map(attribute='role')", "selectattr('role', 'equalto', 'user')", "sort", "unique", "reverse", "upper", "last",
+    "default('')", "replace('a', 'b')", "indent(100)", "center(50)", "wordwrap(0)", "batch(0)", "slice(0)", "sum",
+    "groupby('role')", "round(400)", "truncate(-5)", "format(1)", "items", "dictsort", "attr('x')", "nosuchfilter", "min", "max", "abs",
     "escape", "safe", "xmlattr", "urlize", "filesizeformat", "pprint", "random", "wordcount", "striptags",
 )  # fmt: skip
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "**", "~", "==", "<", "in", "not in", "and", "or", "is", "|", ",")
 _TESTS = ("defined", "string", "mapping", "none", "iterable", "number", "odd", "divisibleby(0)", "sameas(1)", "nosuch")
+_TAGS = (
+    "{% generation %}BODY{% endgeneration %}", "{% filter upper %}BODY{% endfilter %}", "{% break %}", "{% continue %}",
+    "{% raw %}{{{% endraw %}", "{#", "{% include 'x' %}", "{% extends x %}", "{% set ns = namespace(x=0) %}",
+    "{% call x() %}BODY{% endcall %}", "{%- endfor -%}", "{% block a %}{{ self.a() }}{% endblock %}",
+)  # fmt: skip
 
 
 def template(rng: random.Random) -> str:
@@ -64,9 +69,5 @@ def _statement(rng: random.Random, depth: int) -> str:
     if kind == 7:
         return f"{{% macro x(y={expression}) %}}{body}{{% endmacro %}}{{{{ x(1) }}}}"
     if kind == 8:
-        return rng.choice(
-            ("{% generation %}" + body + "{% endgeneration %}", "{% break %}", "{% continue %}", "{% raw %}{{{% endraw %}",
-             "{#", "{% include 'x' %}", "{% extends x %}", "{% set ns = namespace(x=0) %}", "{% call x() %}a{% endcall %}",
-             "{% filter upper %}" + body + "{% endfilter %}", "{%- endfor -%}", "{% block a %}{{ self.a() }}{% endblock %}")
-        )  # fmt: skip
+        return rng.choice(_TAGS).replace("BODY", body)
     return rng.choice(("text", "<|im_start|>", "\n", "\0", "é\u2028", "{{", "%}", "<image>"))
