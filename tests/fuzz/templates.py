@@ -18,8 +18,9 @@ _FILTERS = (
     "trim", "length", "tojson", "tojson(indent=4)", "join", "join(x)", "list", "string", "int", "float", "first",
     "map(attribute='role')", "selectattr('role', 'equalto', 'user')", "sort", "unique", "reverse", "upper", "last",
     "default('')", "replace('a', 'b')", "indent(100)", "center(50)", "wordwrap(0)", "batch(0)", "slice(0)", "sum",
-    "groupby('role')", "round(400)", "truncate(-5)", "format(1)", "items", "dictsort", "attr('x')", "nosuchfilter", "min", "max", "abs",
-    "escape", "safe", "xmlattr", "urlize", "filesizeformat", "pprint", "random", "wordcount", "striptags",
+    "groupby('role')", "round(400)", "truncate(-5)", "format(1)", "items", "dictsort", "attr('x')", "nosuchfilter",
+    "min", "max", "abs", "escape", "safe", "xmlattr", "urlize", "filesizeformat", "pprint", "random", "wordcount",
+    "striptags",
 )  # fmt: skip
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "**", "~", "==", "<", "in", "not in", "and", "or", "is", "|", ",")
 _TESTS = ("defined", "string", "mapping", "none", "iterable", "number", "odd", "divisibleby(0)", "sameas(1)", "nosuch")
