@@ -72,6 +72,33 @@ def test_package_and_memory_do_not_grow_with_the_positions(package: Package, tmp
         check_memory(package, POSITIONS, 200 << 20)
 
 
+def test_tables_of_older_packages_are_counted_as_they_are_read(package: Package, tmp_path: Path) -> None:
+    """Two tables of 259 MB, of which a context of 4,096 tokens touches 2 MB each."""
+    old = Package(tmp_path / "old", package.manifest)
+    shutil.copytree(package.path, old.path)
+    graph, data = (old.path / "onnx" / f"decoder_model_merged_q4.onnx{end}" for end in ("", "_data"))
+    model, start = onnx.load(graph, load_external_data=False), data.stat().st_size
+    size = POSITIONS * 64 * 4
+    for i, name in enumerate(("rope.full.cos", "rope.full.sin")):
+        tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=(POSITIONS, 64))
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", data.name), ("offset", start + i * size), ("length", size)):
+            tensor.external_data.add(key=key, value=str(value))
+        model.graph.initializer.append(tensor)
+    onnx.save_model(model, graph)
+    grown = {f"onnx/{data.name}": 2 * size, "lib/x86_64/weights.bin": 2 * size}
+    files = tuple(replace(f, size_bytes=f.size_bytes + grown.get(f.path, 0)) for f in old.manifest.files)
+    compiled = replace(old.manifest.compiled[0], plan_version=2)
+    old = Package(old.path, replace(old.manifest, files=files, compiled=(compiled,)))
+    rows = 2 * 4096 * 64 * 4
+    found, now = (replace(estimate_memory(p, 4096), process_bytes=0) for p in (old, package))
+    assert found == replace(now, table_bytes=now.table_bytes + rows)
+    native, native_now = (
+        check_memory(p, 4096, 4 << 30, NativeChoice(p.manifest.compiled[0], None)) for p in (old, package)
+    )
+    assert native.packed_bytes == native_now.packed_bytes + rows
+
+
 def test_a_context_above_the_default_one_is_served(package: Package) -> None:
     session = OnnxSession(package, context=9000, threads=1)
     assert np.isfinite(session.prefill([tokens()], np.arange(8900, 8900 + LENGTH))).all()
