@@ -143,7 +143,7 @@ def _write(package: Package, arch: str, ranges: list[KeyRange], directory: Path,
         arch=arch,
         hidden_size=lowered.hidden_size,
         vocab_size=decoder.vocab_size,
-        max_positions=lowered.max_positions,
+        max_positions=lowered.max_positions or decoder.max_position_embeddings,
         chunk_tokens=CHUNK_TOKENS,
         kv_bits=((8, 8),) * lowered.n_layers,
     )

@@ -46,9 +46,7 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
     )
 
 
-def language_spec(
-    fields: Fields, *, tied: bool, defaults: LlamaDefaults = LLAMA, biases: bool | None = None
-) -> LMSpec:
+def language_spec(fields: Fields, *, tied: bool, defaults: LlamaDefaults = LLAMA, biases: bool | None = None) -> LMSpec:
     """LMSpec of a llama-shaped config.
 
     `biases` None reads `attention_bias`, which covers q, k, v and o, and `mlp_bias`; True and False say whether q, k

@@ -74,10 +74,16 @@ def test_control_wrong_positions_are_noticed(model: Graphs) -> None:
 
 
 def test_shifted_positions_change_nothing(model: Graphs) -> None:
-    """RoPE is relative: a whole prompt moved along gives the same logits."""
+    """RoPE is relative: a whole prompt moved along gives the same logits.
+
+    Activations that are rounded to int8 move by a step where a last bit decides: 0.0075 in the logits (2026-11-29).
+    """
     embeds = model.embed(prompt_ids())
     expected, _ = model.decode(embeds)
-    assert np.allclose(model.decode(embeds, position_ids=np.arange(100, 120)[None])[0], expected, atol=2e-3)
+    bound = 2e-2 if any("_q4" in path.name for path in model.paths.values()) else 2e-4
+    for shift in (1, 100, 400):
+        moved = model.decode(embeds, position_ids=np.arange(shift, shift + 20)[None])[0]
+        assert np.abs(moved - expected).max() <= bound
 
 
 def test_package_paths_stay_beside_the_graphs(model: Graphs) -> None:
