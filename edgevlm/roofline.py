@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevlm.errors import UsageError
+from edgevlm.telemetry import own_cache
 
 if TYPE_CHECKING:
     from edgevlm.bench import BenchResult
@@ -30,7 +31,8 @@ def check_plot(path: Path) -> None:
 
 def draw_roofline(result: BenchResult, path: Path) -> None:
     """Writes the picture. Raises UsageError when the backend has measured no kernels."""
-    from matplotlib.figure import Figure
+    with own_cache(MPLCONFIGDIR="matplotlib"):  # it lists the machine's fonts there
+        from matplotlib.figure import Figure
 
     if result.limits is None:
         raise UsageError(

@@ -14,6 +14,7 @@ from edgevlm.cli.interrupt import Terminated, raising_on_sigterm
 from edgevlm.cli.output import json_object, note
 from edgevlm.cli.parser import build_parser
 from edgevlm.errors import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, BackendError, EdgeVLMError
+from edgevlm.telemetry import switch_off
 
 CLOSED_PIPE_EXIT_CODE = 141
 """stdout's reader has gone (128 + SIGPIPE), as for a C program in a shell pipeline."""
@@ -39,6 +40,7 @@ EXTRA_OF_MODULE = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's); returns the exit code."""
+    switch_off()
     words = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = "--json" in words, "--debug" in words
     logging.basicConfig(
