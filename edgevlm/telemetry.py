@@ -26,26 +26,26 @@ SWITCHES = {ORT_VARIABLE: "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": 
 
 
 def switch_off() -> None:
-    """Sets SWITCHES for this process and its children, whatever they were."""
-    os.environ.update(SWITCHES)
+    """Sets SWITCHES for this process and its children, whatever they were.
 
-
-def import_onnxruntime() -> Any:
-    """Returns the module onnxruntime, imported with its telemetry off.
-
-    A program that imported it earlier has started the telemetry, which nothing can end: a warning says so, once.
+    A program that imported onnxruntime earlier has started its telemetry, which nothing can end: a warning says so.
     """
     too_late = "onnxruntime" in sys.modules and os.environ.get(ORT_VARIABLE) != SWITCHES[ORT_VARIABLE]
-    switch_off()
-    import onnxruntime
-
+    os.environ.update(SWITCHES)
     if too_late:
-        onnxruntime.disable_telemetry_events()
+        sys.modules["onnxruntime"].disable_telemetry_events()
         log.warning(
             "onnxruntime was imported before edgevlm could switch its telemetry off: it keeps a database under "
             "~/.cache/Microsoft and looks up a host; set %s=1 before the program starts",
             ORT_VARIABLE,
         )
+
+
+def import_onnxruntime() -> Any:
+    """Returns the module onnxruntime, imported with its telemetry off."""
+    switch_off()
+    import onnxruntime
+
     return onnxruntime
 
 

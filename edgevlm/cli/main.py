@@ -40,7 +40,6 @@ EXTRA_OF_MODULE = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's); returns the exit code."""
-    switch_off()
     words = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = "--json" in words, "--debug" in words
     logging.basicConfig(
@@ -48,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
         format="edgevlm: %(levelname)s: %(message)s",
     )
+    switch_off()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may not know a character of the answer
     try:
