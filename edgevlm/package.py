@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgevlm.errors import PackageError
+from edgevlm.generation_defaults import wrong_default
 from edgevlm.onnx_file import stored_tensors
 from edgevlm.spec import MANIFEST_NAME, SCHEMA_VERSION, CompiledEntry, GraphEntry, Manifest, NpuEntry
 from edgevlm.strict_json import from_json
@@ -213,6 +214,8 @@ def _check_values(root: Path, manifest: Manifest) -> None:
         require(0 <= entry.layer < decoder.num_hidden_layers, f"decoder.cache layer {entry.layer} does not exist")
     eos = manifest.generation.eos_token_ids
     require(all(0 <= token < decoder.vocab_size for token in eos), f"generation.eos_token_ids {eos} are no token ids")
+    wrong = wrong_default(manifest.generation)
+    require(wrong is None, f"generation.{wrong}")
     require((processor is None) == (prompt is None), "one of 'processor' and 'prompt' is given without the other")
     if processor is not None and prompt is not None:
         require(1 <= processor.tile_px <= 8192, f"processor.tile_px is {processor.tile_px}")

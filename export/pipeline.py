@@ -98,6 +98,8 @@ def export_package(
         plan.check_used()
         for note in built.notes:
             LOG.warning("%s: %s", checkpoint.name, note)
+        for field in spec.generation.not_applied if spec.generation else ():
+            LOG.warning("%s: generation_config.json: %s is not applied when an answer is made", checkpoint.name, field)
         for relative, data in _carried_files(checkpoint, options).items():
             writer.write(relative, data)
         manifest = _manifest(name, checkpoint, spec, plan, built, writer.files(_bytes_hashed(writer, progress)))

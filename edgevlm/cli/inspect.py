@@ -111,6 +111,8 @@ def _text(package: Package, hashes: str) -> str:
         facts.append(("pictures", f"{p.scheme}, tiles of {p.tile_px} px, {m.prompt.tokens_per_tile} tokens each"))
     else:
         facts.append(("pictures", "none (a language model)"))
+    if m.generation.not_applied:
+        facts.append(("not applied", f"{', '.join(m.generation.not_applied)} (of generation_config.json)"))
     facts.append(("hashes", hashes))
     width = max(len(name) for name, _ in facts)
     parts = ["\n".join(f"{name.ljust(width)}  {value}" for name, value in facts)]
