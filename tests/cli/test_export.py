@@ -132,7 +132,8 @@ def test_what_is_not_applied_is_told_and_kept(
     shutil.copytree(checkpoint, source)
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "no_repeat_ngram_size": 3}))
     assert main(["export", str(source), "-o", str(tmp_path / "package"), "--no-verify"]) == 0
-    assert caplog.messages == ["source: generation_config.json: no_repeat_ngram_size 3 is not applied when an answer is made"]
+    told = "source: generation_config.json: no_repeat_ngram_size 3 is not applied when an answer is made"
+    assert caplog.messages == [told]
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "package")]) == 0
     assert "no_repeat_ngram_size 3 (of generation_config.json)" in capsys.readouterr().out
