@@ -21,9 +21,9 @@ _HELD: dict[tuple[int, Path], int] = {}
 
 @contextmanager
 def changing(package: Path) -> Iterator[None]:
-    """The package in `package` is this thread's alone to change while the block lasts; one that is not there is nobody's.
+    """The package in `package` is this thread's alone to change while the block lasts.
 
-    Raises UsageError at once when another process or thread changes it.
+    One that is not there is nobody's. Raises UsageError at once when another process or thread changes it.
     """
     key = (threading.get_ident(), Path(os.path.realpath(package)))
     if not package.is_dir():
@@ -60,8 +60,11 @@ def settling(folder: Path) -> Iterator[None]:
 
 
 def is_held(directory: Path) -> bool:
-    """Tells whether some process or thread holds a lock on `directory`."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    """Tells whether some process or thread holds a lock on `directory`; nobody holds one that is gone."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
     try:
         return not _take(descriptor)
     finally:

@@ -72,10 +72,10 @@ class PackageWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-        shutil.rmtree(self.directory, ignore_errors=True)
         self._replaced.close()
 
     @contextmanager
@@ -154,7 +154,7 @@ def remove_leftovers(target: Path) -> list[Path]:
         if path.name.endswith(_ASIDE_SUFFIX) and not target.exists():
             path.rename(target)
             continue
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
         removed.append(path)
     return removed
 
