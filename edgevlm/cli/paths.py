@@ -73,7 +73,7 @@ def _of_url(text: str) -> Path:
     if parts is None:
         raise UsageError(f"{text}: only files are read, nothing is fetched; download it and give the file")
     if parts["host"] not in (None, "", "localhost"):
-        raise UsageError(f"{text}: this file is on {parts['host']}; give one of this machine, as file:///...")
+        raise UsageError(f"{text}: this file is on {parts['host']}; give one of this machine, such as file:///home/me/a.png")
     path = unquote(parts["path"] or "/", errors="surrogateescape")
     if "\0" in path:
         raise UsageError(f"{text}: a file's name has no zero byte")
