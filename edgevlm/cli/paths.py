@@ -22,8 +22,6 @@ def input_path(text: str) -> Path:
     A name that exists as it stands is meant. Otherwise a file:// URL is decoded, ~ is the home, and quotes and
     backslashes are those of a shell. Raises UsageError for a URL of another kind.
     """
-    if "\0" in text:
-        raise UsageError(f"{text!r}: a file's name has no zero byte")
     literal = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for the home of an unknown user
     if os.path.lexists(literal):
         return Path(literal)
@@ -40,9 +38,10 @@ def input_path(text: str) -> Path:
 
 def output_path(text: str) -> Path:
     """Returns the file that `text` names for writing: as it stands, but for ~ and file:// URLs."""
-    if "\0" in text:
+    path = _of_url(text) if _URL.match(text) else Path(os.path.expanduser(text))  # noqa: PTH111
+    if "\0" in str(path):
         raise UsageError(f"{text!r}: a file's name has no zero byte")
-    return _of_url(text) if _URL.match(text) else Path(os.path.expanduser(text))  # noqa: PTH111
+    return path
 
 
 def input_file(text: str) -> Path:
@@ -74,10 +73,7 @@ def _of_url(text: str) -> Path:
         raise UsageError(f"{text}: only files are read, nothing is fetched; download it and give the file")
     if parts["host"] not in (None, "", "localhost"):
         raise UsageError(f"{text}: this file is on {parts['host']}; give one of this machine, such as file:///home/me/a.png")
-    path = unquote(parts["path"] or "/", errors="surrogateescape")
-    if "\0" in path:
-        raise UsageError(f"{text}: a file's name has no zero byte")
-    return Path(path)
+    return Path(unquote(parts["path"] or "/", errors="surrogateescape"))
 
 
 def _unquoted(text: str) -> str | None:

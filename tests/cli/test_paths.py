@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from edgevlm.cli.paths import input_file, input_path, output_path, source_argument
-from edgevlm.errors import UsageError
+from edgevlm.errors import ImageError, PackageError, UsageError
+from edgevlm.image import load_image
+from edgevlm.package import open_package
 
 
 @pytest.mark.parametrize(
@@ -60,8 +62,6 @@ def test_urls(text: str, path: str) -> None:
         ("https://example.org/a.png", "download it"),
         ("'http://example.org/a.png'", "download it"),
         ("file://server/share/a.png", "is on server"),
-        ("a\0b", "no zero byte"),
-        ("file:///a%00b", "no zero byte"),
     ],
 )
 def test_refused(text: str, fragment: str) -> None:
@@ -69,6 +69,16 @@ def test_refused(text: str, fragment: str) -> None:
         input_path(text)
     with pytest.raises(argparse.ArgumentTypeError, match=fragment):
         input_file(text)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "file:///a%00b"])
+def test_no_file_has_a_zero_byte_in_its_name(text: str) -> None:
+    with pytest.raises(UsageError, match="no zero byte"):
+        output_path(text)
+    with pytest.raises(ImageError, match="cannot be opened"):
+        load_image(input_path(text))
+    with pytest.raises(PackageError, match="no such package"):
+        open_package(input_path(text))
 
 
 def test_a_name_that_exists_is_taken_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
