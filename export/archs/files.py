@@ -90,6 +90,12 @@ class _Generation(Fields):
     def where(self, name: str) -> str:
         return f"{GENERATION_FILE}: {name}"
 
+    def number(self, name: str, default: float | None = None) -> float:
+        try:
+            return super().number(name, default)
+        except OverflowError:
+            raise PackageError(f"{self.where(name)} is an integer of too many digits") from None
+
 
 def generation_spec(top: Fields, text: Fields, files: Mapping[str, bytes]) -> GenerationSpec:
     """Defaults of generation; ids come from generation_config.json, else config.json, else the tokenizer's eos.
