@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from edgevlm.generation_defaults import wrong_default
 from edgevlm.spec import DecoderSpec, GenerationSpec, Manifest, NpuEntry, ProcessorSpec, PromptSpec
 
 MAX_SIZE = 1 << 16
@@ -20,8 +21,6 @@ MAX_TEXT_CHARS = 4096
 """Of one of the texts around image tokens, and of the image token itself; those of models have less than 40."""
 SMALLEST, LARGEST = 1e-6, 1e6
 """Factors and divisors of pixels; between them float32 neither overflows nor vanishes."""
-MIN_TEMPERATURE = 1e-3
-"""As edgevlm/sampling.py has it."""
 KV_BITS = (4, 8, 16)
 
 
@@ -91,11 +90,8 @@ def wrong_generation(generation: GenerationSpec, vocab_size: int) -> Iterator[st
     eos = generation.eos_token_ids
     if not all(0 <= token < vocab_size for token in eos):
         yield f"generation.eos_token_ids {_few(eos)} are no token ids of a vocabulary of {vocab_size}"
-    if generation.temperature != 0:
-        yield from _outside("generation.temperature", generation.temperature, MIN_TEMPERATURE, LARGEST)
-    yield from _outside("generation.top_p", generation.top_p, SMALLEST, 1)
-    yield from _outside("generation.min_p", generation.min_p, 0, 1)
-    yield from _outside("generation.repetition_penalty", generation.repetition_penalty, SMALLEST, LARGEST)
+    if (wrong := wrong_default(generation)) is not None:
+        yield f"generation.{wrong}"
 
 
 def wrong_processor(processor: ProcessorSpec) -> Iterator[str]:

@@ -126,6 +126,8 @@ class GenerationSpec:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    not_applied: tuple[str, ...] = ()
+    """'field value' of what transformers would apply and this runtime does not, as the export told."""
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ def export_package(
         with writer.writing() as directory:
             built = build_model(spec, checkpoint, plan, directory, context=options.context, progress=progress)
         plan.check_used()
+        for field in spec.generation.not_applied if spec.generation else ():
+            LOG.warning("%s: generation_config.json: %s is not applied when an answer is made", checkpoint.name, field)
         for relative, data in _carried_files(checkpoint, options).items():
             writer.write(relative, data)
         manifest = _manifest(name, checkpoint, spec, plan, built, writer.files(_bytes_hashed(writer, progress)))

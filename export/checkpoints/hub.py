@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevlm.errors import BackendError, PackageError
+from edgevlm.telemetry import switch_off
 from export.checkpoints.snapshot import CARRIED_FILES, INDEX
 
 PATTERNS = (*CARRIED_FILES, INDEX, "*.safetensors")
@@ -16,6 +17,7 @@ def hub_snapshot(repository: str, revision: str | None, *, cached_only: bool = F
 
     Raises BackendError without huggingface_hub, PackageError when the repository cannot be had.
     """
+    switch_off()
     try:
         from huggingface_hub import errors, snapshot_download
     except ImportError:

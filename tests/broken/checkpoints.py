@@ -357,12 +357,6 @@ VALUES = [
         "num_hidden_layers of the vision tower is 1",
     ),
     _case(
-        "an end token beyond the vocabulary",
-        _tiny("llama", generation_config={"eos_token_id": [2, 4000]}),
-        PackageError,
-        "generation.eos_token_ids [2, 4000] are no token ids of a vocabulary of 384",
-    ),
-    _case(
         "a BOS id of 400 digits",
         _tiny("llama", generation_config={"bos_token_id": 10**400}),
         PackageError,

@@ -61,6 +61,8 @@ COMMANDS: dict[str, Callable[[Any], list[str]]] = {
     "configs": lambda argument: ["export", str(argument), "-o", "out"],
     "images": lambda argument: ["tiles", str(argument)],
     "commands": _words,
+    "generation": _words,
+    "places": _words,
 }
 """Module → the command line that meets the case's argument."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from edgevlm.telemetry import import_onnxruntime
 from tests.export.graph_session import Graphs, build
 from tests.golden.graph_cases import prompt_ids
 from tests.tiny import make_llama
+
+onnxruntime = import_onnxruntime()
 
 CAPACITY = 48
 
