@@ -223,6 +223,10 @@ def _check_values(root: Path, manifest: Manifest) -> None:
         reals = (*processor.image_mean, *processor.image_std, processor.rescale_factor, processor.relaxed_alpha)
         require(all(math.isfinite(n) for n in reals), "processor numbers must be finite")
         require(all(n > 0 for n in processor.image_std), f"processor.image_std is {processor.image_std}")
+        require(
+            processor.scheme not in ("relaxed", "fixed") or all(0 <= n <= 1 for n in processor.image_mean),
+            f"processor.image_mean is {processor.image_mean}, which is no colour to pad with",
+        )
         require(1 <= prompt.tokens_per_tile <= 1 << 16, f"prompt.tokens_per_tile is {prompt.tokens_per_tile}")
 
 

@@ -131,8 +131,10 @@ def _paint_canvas(image: NDArray[np.uint8], plan: TilePlan, spec: ProcessorSpec)
         image = resize(image, height_px, width_px, spec.resample)
     if image.shape[:2] == plan.canvas:
         return image
-    # LLaVA-NeXT pads with zeros before it normalises; `relaxed` with the colour that normalises to about zero.
-    colour = (0, 0, 0) if spec.scheme == "llava_next" else tuple(round(mean * 255) for mean in spec.image_mean)
+    # LLaVA-NeXT pads with zeros before it normalises; `relaxed` with the colour that normalises to about zero, as far
+    # as there is one: a measured tiling may meet the mean of values that are not rescaled.
+    means = (min(max(mean, 0.0), 1.0) for mean in spec.image_mean)
+    colour = (0, 0, 0) if spec.scheme == "llava_next" else tuple(round(mean * 255) for mean in means)
     canvas = np.empty((*plan.canvas, 3), dtype=np.uint8)
     canvas[:] = np.asarray(colour, dtype=np.uint8)
     top, left = plan.offset
