@@ -224,7 +224,7 @@ def _plan_tile_grid(height_px: int, width_px: int, spec: ProcessorSpec, max_tile
         raise UnsupportedModelError("the tiling scheme 'tile_grid' needs longest_edge_px; the package has none.")
     tile = spec.tile_px
     # One pixel less than a tile is the last resort: it always ends in one tile, when an odd side is made even too.
-    edges = [*range(spec.longest_edge_px, tile - 1, -tile), tile - 1]
+    edges = [spec.longest_edge_px, *range(spec.longest_edge_px - tile, tile - 1, -tile), tile - 1]
     # A budget of the whole square or more is none: making an odd side even can take one row more than the square has.
     whole = max_tiles >= (-(-spec.longest_edge_px // tile)) ** 2
     for edge in edges:
