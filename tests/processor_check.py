@@ -1,4 +1,4 @@
-"""What a checkpoint's picture processor becomes in our hands: the spec, pixels and grids, and what a refusal must say."""
+"""What a checkpoint's picture processor becomes in our hands: spec, pixels and grids; what a refusal must say."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.spec import ProcessorSpec, PromptSpec
 from edgevlm.tiling import MAX_LONGEST_EDGE_PX
 from export.archs import llama, siglip
-from export.archs.fields import Fields, tied
+from export.archs.fields import Fields, not_implemented, tied
 from export.archs.files import check_image_token, generation_spec, read_json
 from export.archs.picture_processor import Edges, PictureProcessor
 from export.archspec import ArchSpec, ConnectorSpec, LinearSpec, NameMap, VisionSpec
@@ -37,6 +37,8 @@ class Variant:
     image_token: str = "<image>"
     around_token: str = "<fake_token_around_image>"
     global_token: str = "<global-img>"
+    tokens_by_name: bool = False
+    """Whether the processor takes these three from the tokenizer where tokenizer_config.json names them."""
 
 
 IDEFICS3 = Variant("idefics3")
@@ -138,13 +140,15 @@ def _longest_edge(processing: PictureProcessor, variant: Variant, tile_px: int) 
 
 def _prompt(top: Fields, files: Mapping[str, bytes], variant: Variant, n_tokens: int) -> PromptSpec:
     declared = read_json(files, "processor_config.json").get("image_seq_len")
-    if declared is not None and (isinstance(declared, bool) or declared != n_tokens):
+    if declared is not None and (not isinstance(declared, int) or isinstance(declared, bool) or declared != n_tokens):
         raise PackageError(
-            f"processor_config.json says image_seq_len {declared}, the vision tower and connector of config.json "
+            f"processor_config.json says image_seq_len {declared!r}, the vision tower and connector of config.json "
             f"make {n_tokens} tokens a tile; one of the two files is from another checkpoint"
         )
     image_token_id = top.integer("image_token_id", variant.image_token_id)
     check_image_token(files, variant.image_token, image_token_id)
+    if variant.tokens_by_name:
+        _check_named_tokens(files, variant)
     around, whole = variant.around_token, variant.global_token
     return PromptSpec(
         image_token=variant.image_token,
@@ -157,3 +161,19 @@ def _prompt(top: Fields, files: Mapping[str, bytes], variant: Variant, n_tokens:
         image_suffix=around,
         content_format="list",
     )
+
+
+def _check_named_tokens(files: Mapping[str, bytes], variant: Variant) -> None:
+    """Refuses other texts than the usual ones. Source: transformers 5.24, smolvlm/processing_smolvlm.py."""
+    config = read_json(files, "tokenizer_config.json")
+    usual = {
+        "image_token": variant.image_token,
+        "fake_image_token": variant.around_token,
+        "global_image_token": variant.global_token,
+    }
+    for holder in (config, config.get("extra_special_tokens"), config.get("model_specific_special_tokens")):
+        for name, token in usual.items():
+            found = holder.get(name) if isinstance(holder, Mapping) else None
+            text = found.get("content") if isinstance(found, Mapping) else found
+            if text is not None and text != token:
+                raise not_implemented(name, text, f"tokenizer_config.json: {name}", [repr(token)])

@@ -7,14 +7,12 @@ size is one of a few shapes; a list of processor names is known. Source: transfo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.spec import Resample
-from export.archs.fields import not_implemented
 from export.archs.files import read_json
 
 OWN_FILE, SHARED_FILE = "preprocessor_config.json", "processor_config.json"
@@ -79,14 +77,14 @@ class PictureProcessor:
         if value is None:
             return False
         if not isinstance(value, bool):
-            raise PackageError(f"{self.where(name)} must be true or false, found {value!r}")
+            raise PackageError(f"{self.where(name)} must be true or false, found {brief(value)}")
         return value
 
     def resample(self, default: int) -> Resample:
         """Returns the filter of all resizes."""
         value = self.get("resample", default)
         if isinstance(value, bool) or not isinstance(value, int) or value not in RESAMPLES:
-            raise not_implemented(
+            raise _refused(
                 "resample", value, self.where("resample"), [f"{code} ({name})" for code, name in RESAMPLES.items()]
             )
         return RESAMPLES[value]
@@ -108,7 +106,7 @@ class PictureProcessor:
         """Returns `longest_edge` of an object of which transformers reads nothing else."""
         value = self.get(name, {"longest_edge": default})
         if not isinstance(value, Mapping):
-            raise PackageError(f"{self.where(name)} must be an object with 'longest_edge', found {value!r}")
+            raise PackageError(f"{self.where(name)} must be an object with 'longest_edge', found {brief(value)}")
         return self._pixels(value.get("longest_edge"), f"{name}.longest_edge")
 
     def size(self, name: str, default: Any, *, square: bool = True) -> Size | Edges:
@@ -124,20 +122,20 @@ class PictureProcessor:
         if isinstance(value, list) and len(value) == 2:
             return (self._pixels(value[0], name), self._pixels(value[1], name))
         if not isinstance(value, Mapping):
-            raise PackageError(f"{self.where(name)} must be a size, found {value!r}")
+            raise PackageError(f"{self.where(name)} must be a size, found {brief(value)}")
         keys = set(value)
         if keys == {"height", "width"}:
             return (self._pixels(value["height"], f"{name}.height"), self._pixels(value["width"], f"{name}.width"))
         if keys and keys <= {"shortest_edge", "longest_edge"}:
             return Edges(value.get("shortest_edge"), value.get("longest_edge"))
-        raise not_implemented(
+        raise _refused(
             name, dict(value), self.where(name), ["height and width", "longest_edge", "shortest_edge and longest_edge"]
         )
 
     def longest_edge(self, edges: Edges, name: str) -> int:
         """Returns the longest edge; the shortest one beside it changes nothing in Idefics3's processor."""
         if edges.longest is None and edges.shortest is not None:
-            raise not_implemented(name, {"shortest_edge": edges.shortest}, self.where(name), ["longest_edge"])
+            raise _refused(name, {"shortest_edge": edges.shortest}, self.where(name), ["longest_edge"])
         return self._pixels(edges.longest, f"{name}.longest_edge")
 
     def check_unused_crop(self) -> None:
@@ -149,7 +147,7 @@ class PictureProcessor:
         """Refuses whatever makes a picture other than `side_px` x `side_px` by one resize of the whole."""
         square = self.flag("default_to_square", False)
         if not self.flag("do_resize", True):
-            raise not_implemented("do_resize", False, self.where("do_resize"), [True])
+            raise _refused("do_resize", False, self.where("do_resize"), [True])
         self._require_side(side_px, "size", self.size("size", {"height": default, "width": default}, square=square))
         if self.flag("do_center_crop", False):
             self.check_unused_crop()
@@ -159,7 +157,7 @@ class PictureProcessor:
 
     def _require_side(self, side_px: int, name: str, found: Size | Edges) -> None:
         if found != (side_px, side_px):
-            said = self.data.get(name, "the default " + str(found))
+            said = brief(self.data[name]) if name in self.data else f"the default {found}"
             raise UnsupportedModelError(
                 f"{self.where(name)} is {said}, but the tower reads pictures of {side_px} x {side_px} pixels "
                 "(config.json: image_size); only that size is implemented"
@@ -167,9 +165,9 @@ class PictureProcessor:
 
     def _pixels(self, value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise PackageError(f"{self.where(name)} must be a positive integer, found {value!r}")
+            raise PackageError(f"{self.where(name)} must be a positive integer, found {brief(value)}")
         if value > MAX_EDGE_PX:
-            raise UnsupportedModelError(f"{self.where(name)} is {value}; at most {MAX_EDGE_PX} is implemented")
+            raise UnsupportedModelError(f"{self.where(name)} is {brief(value)}; at most {MAX_EDGE_PX} is implemented")
         return value
 
     def _check_class(self, config: Mapping[str, Any], names: tuple[str, ...]) -> None:
@@ -181,7 +179,7 @@ class PictureProcessor:
         elif name is None and config.get(key) is not None:
             holder, name = "config.json", config[key]
         if name is not None and name not in {f"{base}{ending}" for base in names for ending in BACKENDS}:
-            raise not_implemented("the picture processor", name, f"{holder}: {key}", names)
+            raise _refused("the picture processor", name, f"{holder}: {key}", names)
 
 
 def has_picture_processor(files: Mapping[str, bytes]) -> bool:
@@ -194,7 +192,7 @@ def _find(files: Mapping[str, bytes]) -> tuple[Mapping[str, Any], str] | None:
     inside = read_json(files, SHARED_FILE).get("image_processor")
     if inside is not None:
         if not isinstance(inside, Mapping):
-            raise PackageError(f"{SHARED_FILE}: image_processor must be an object, found {inside!r}")
+            raise PackageError(f"{SHARED_FILE}: image_processor must be an object, found {brief(inside)}")
         return inside, f"{SHARED_FILE}: image_processor"
     return (read_json(files, OWN_FILE), OWN_FILE) if OWN_FILE in files else None
 
@@ -202,9 +200,9 @@ def _find(files: Mapping[str, bytes]) -> tuple[Mapping[str, Any], str] | None:
 def number(value: Any, where: str, least: float, most: float) -> float:
     """A finite number inside the range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PackageError(f"{where} must be a number, found {value!r}")
-    if not math.isfinite(value) or not least <= value <= most:
-        raise UnsupportedModelError(f"{where} is {value!r}; only {least:g} to {most:g} is implemented")
+        raise PackageError(f"{where} must be a number, found {brief(value)}")
+    if not least <= value <= most:
+        raise UnsupportedModelError(f"{where} is {brief(value)}; only {least:g} to {most:g} is implemented")
     return float(value)
 
 
@@ -212,6 +210,17 @@ def channels(value: Any, where: str, least: float, most: float) -> Triple:
     """Three numbers inside the range, one a colour; one number stands for all three."""
     values = value if isinstance(value, (list, tuple)) else [value] * 3
     if len(values) != 3:
-        raise PackageError(f"{where} must be one number or three, found {value!r}")
+        raise PackageError(f"{where} must be one number or three, found {brief(value)}")
     red, green, blue = (number(item, where, least, most) for item in values)
     return red, green, blue
+
+
+def brief(value: Any) -> str:
+    """A value as messages show it, cut short when it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]} ... ({type(value).__name__})"
+
+
+def _refused(what: str, value: Any, where: str, implemented: Collection[Any]) -> UnsupportedModelError:
+    known = ", ".join(str(item) for item in implemented)
+    return UnsupportedModelError(f"{what} {brief(value)} ({where}) is not implemented; implemented: {known}")

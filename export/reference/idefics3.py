@@ -30,6 +30,10 @@ def load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
     vision = model.config.vision_config
     n_tokens = (vision.image_size // vision.patch_size) ** 2 // model.config.scale_factor**2
     image_token = str(tokenizer.convert_ids_to_tokens(model.config.image_token_id))
+    around, whole = "<fake_token_around_image>", "<global-img>"
+    if stem == "SmolVLM":  # its processor asks the tokenizer for names
+        around = str(getattr(tokenizer, "fake_image_token", around))
+        whole = str(getattr(tokenizer, "global_image_token", whole))
 
     def encode_tile(tile: Any) -> Any:
         return torch.cat(list(model.model.get_image_features(tile[None, None]).pooler_output))
@@ -37,7 +41,7 @@ def load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
     def expand(picture: ReferencePicture) -> str:
         from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-        names = ("<fake_token_around_image>", image_token, "<global-img>")
+        names = (around, image_token, whole)
         return str(get_image_prompt_string(*picture.grid, n_tokens, *names))
 
     return Parts(

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError, PackageError, UnsupportedModelError
 from tests.broken import BrokenCase
+from tests.broken.processors import PROCESSORS
 from tests.safetensors_bytes import file_of, header_of, pack
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
@@ -307,4 +308,4 @@ COMPOSED = [
     _case("composed: tiles of 0 pixels", _composed(_set(tile_px=0)), PackageError, "'tile_px' has the value 0"),
 ]
 
-CASES = [*SNAPSHOTS, *GGUFS, *COMPOSED]
+CASES = [*SNAPSHOTS, *GGUFS, *COMPOSED, *PROCESSORS]

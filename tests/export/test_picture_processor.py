@@ -51,9 +51,7 @@ def test_random_processors_equal_transformers_or_are_refused(sources: dict[str, 
 
 
 @pytest.mark.parametrize("field", ["do_normalize", "do_rescale", "do_image_splitting"])
-def test_a_flag_that_is_not_read_shows(
-    field: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flag_that_is_not_read_shows(field: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: the recorded pixels see a processor that ignores one flag of its file."""
     rows = [row for row in json.loads(GOLDEN.read_text()) if row["found"] is not None]
     switched_off = [row for row in rows if case_of(row).said().get(field, True) in (False, None)]
@@ -112,7 +110,8 @@ def test_the_largest_grid_is_that_of_4096_pixels(tmp_path: Path) -> None:
     """Above that the longest edge shrinks, so that a budget counts no tiles that no picture has."""
     source = tiny.make_smolvlm(tmp_path / "source", vision={"image_size": 64})
     fields = {"max_image_size": {"longest_edge": 64}, "size": {"longest_edge": 5000}}
-    spec = our_processor(ProcessorCase("smolvlm", {**BASES["smolvlm"], **fields}, {"image_seq_len": 16}, ()).write(source))
+    case = ProcessorCase("smolvlm", {**BASES["smolvlm"], **fields}, {"image_seq_len": 16}, ())
+    spec = our_processor(case.write(source))
     assert (spec.max_rows, spec.max_tiles, spec.longest_edge_px) == (64, 4096, 5000)
 
 
@@ -140,6 +139,7 @@ def test_a_tower_takes_its_processor_from_either_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "fields", "error", "message"),
     [
+        ("smolvlm", {"size": "9" * 5000}, PackageError, "size must be a size, found '9{79} ... .str."),
         ("smolvlm", {"do_normalize": "no"}, PackageError, "do_normalize must be true or false, found 'no'"),
         ("smolvlm", {"do_rescale": 0}, PackageError, "do_rescale must be true or false"),
         ("smolvlm", {"rescale_factor": 0}, UnsupportedModelError, "rescale_factor is 0; only 1e-06"),
@@ -196,9 +196,7 @@ def test_an_absent_size_is_the_class_s_own(tmp_path: Path) -> None:
         ({"relaxed_alpha": 2}, UnsupportedModelError, "relaxed_alpha is 2; only 0 to 1"),
     ],
 )
-def test_fields_of_bluelm_v(
-    fields: dict[str, Any], error: type[EdgeVLMError], message: str, tmp_path: Path
-) -> None:
+def test_fields_of_bluelm_v(fields: dict[str, Any], error: type[EdgeVLMError], message: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=message):
         our_processor(tiny.make_bluelm_v(tmp_path, **fields))
 
