@@ -85,6 +85,7 @@ VALUES: dict[str, list[Any]] = {
     "image_seq_length": [7],
     "do_thumbnail": [True, False],
     "processor_class": ["LlavaProcessor"],
+    "auto_map": [{"AutoImageProcessor": "processing.Mine"}],
     "video_sampling": [{"fps": 1}],
 }  # fmt: skip
 """Field → values that change something, values that change nothing, and values that mean nothing."""

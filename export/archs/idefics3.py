@@ -13,9 +13,9 @@ from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.spec import ProcessorSpec, PromptSpec
 from edgevlm.tiling import MAX_LONGEST_EDGE_PX
 from export.archs import llama, siglip
-from export.archs.fields import Fields, not_implemented, tied
+from export.archs.fields import Fields, tied
 from export.archs.files import check_image_token, generation_spec, read_json
-from export.archs.picture_processor import Edges, PictureProcessor
+from export.archs.picture_processor import Edges, PictureProcessor, refused
 from export.archspec import ArchSpec, ConnectorSpec, LinearSpec, NameMap, VisionSpec
 
 HALF = (0.5, 0.5, 0.5)
@@ -176,4 +176,4 @@ def _check_named_tokens(files: Mapping[str, bytes], variant: Variant) -> None:
             found = holder.get(name) if isinstance(holder, Mapping) else None
             text = found.get("content") if isinstance(found, Mapping) else found
             if text is not None and text != token:
-                raise not_implemented(name, text, f"tokenizer_config.json: {name}", [repr(token)])
+                raise refused(name, text, f"tokenizer_config.json: {name}", [repr(token)])

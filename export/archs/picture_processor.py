@@ -84,7 +84,7 @@ class PictureProcessor:
         """Returns the filter of all resizes."""
         value = self.get("resample", default)
         if isinstance(value, bool) or not isinstance(value, int) or value not in RESAMPLES:
-            raise _refused(
+            raise refused(
                 "resample", value, self.where("resample"), [f"{code} ({name})" for code, name in RESAMPLES.items()]
             )
         return RESAMPLES[value]
@@ -128,14 +128,14 @@ class PictureProcessor:
             return (self._pixels(value["height"], f"{name}.height"), self._pixels(value["width"], f"{name}.width"))
         if keys and keys <= {"shortest_edge", "longest_edge"}:
             return Edges(value.get("shortest_edge"), value.get("longest_edge"))
-        raise _refused(
+        raise refused(
             name, dict(value), self.where(name), ["height and width", "longest_edge", "shortest_edge and longest_edge"]
         )
 
     def longest_edge(self, edges: Edges, name: str) -> int:
         """Returns the longest edge; the shortest one beside it changes nothing in Idefics3's processor."""
         if edges.longest is None and edges.shortest is not None:
-            raise _refused(name, {"shortest_edge": edges.shortest}, self.where(name), ["longest_edge"])
+            raise refused(name, {"shortest_edge": edges.shortest}, self.where(name), ["longest_edge"])
         return self._pixels(edges.longest, f"{name}.longest_edge")
 
     def check_unused_crop(self) -> None:
@@ -147,7 +147,7 @@ class PictureProcessor:
         """Refuses whatever makes a picture other than `side_px` x `side_px` by one resize of the whole."""
         square = self.flag("default_to_square", False)
         if not self.flag("do_resize", True):
-            raise _refused("do_resize", False, self.where("do_resize"), [True])
+            raise refused("do_resize", False, self.where("do_resize"), [True])
         self._require_side(side_px, "size", self.size("size", {"height": default, "width": default}, square=square))
         if self.flag("do_center_crop", False):
             self.check_unused_crop()
@@ -178,8 +178,9 @@ class PictureProcessor:
             key, name = "feature_extractor_type", str(extractor).replace("FeatureExtractor", "ImageProcessor")
         elif name is None and config.get(key) is not None:
             holder, name = "config.json", config[key]
-        if name is not None and name not in {f"{base}{ending}" for base in names for ending in BACKENDS}:
-            raise _refused("the picture processor", name, f"{holder}: {key}", names)
+        known = [f"{base}{ending}" for base in names for ending in BACKENDS]
+        if name is not None and name not in known:
+            raise refused("the picture processor", name, f"{holder}: {key}", names)
 
 
 def has_picture_processor(files: Mapping[str, bytes]) -> bool:
@@ -221,6 +222,7 @@ def brief(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:80]} ... ({type(value).__name__})"
 
 
-def _refused(what: str, value: Any, where: str, implemented: Collection[Any]) -> UnsupportedModelError:
+def refused(what: str, value: Any, where: str, implemented: Collection[Any]) -> UnsupportedModelError:
+    """The error of a value that is not implemented, by the name of its field."""
     known = ", ".join(str(item) for item in implemented)
     return UnsupportedModelError(f"{what} {brief(value)} ({where}) is not implemented; implemented: {known}")

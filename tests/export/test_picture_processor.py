@@ -163,6 +163,8 @@ def test_a_tower_takes_its_processor_from_either_file(tmp_path: Path) -> None:
         ("smolvlm", {"do_resize": False}, UnsupportedModelError, "do_resize is false beside do_image_splitting"),
         ("smolvlm", {"do_center_crop": True}, PackageError, "do_center_crop is true without 'crop_size'"),
         ("smolvlm", {"image_processor_type": "CLIPImageProcessor"}, UnsupportedModelError, "'CLIPImageProcessor'"),
+        ("smolvlm", {"image_processor_type": ["a"]}, UnsupportedModelError, r"\['a'\] .*image_processor_type"),
+        ("smolvlm", {"image_processor_type": ""}, UnsupportedModelError, "processor '' "),
         ("smolvlm", {"image_processor_type": 3}, UnsupportedModelError, "processor 3 .*image_processor_type"),
         ("siglip", {"do_resize": False}, UnsupportedModelError, "do_resize False"),
         ("siglip", {"size": {"height": 64, "width": 64}}, UnsupportedModelError, "size is .*64.*32 x 32 pixels"),
