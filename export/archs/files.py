@@ -1,4 +1,4 @@
-"""Reading the JSON files beside config.json: picture processing, added tokens, generation defaults."""
+"""Reading the JSON files beside config.json: added tokens, generation defaults."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 from edgevlm.errors import PackageError
 from edgevlm.generation_defaults import settled, wrong_default
 from edgevlm.manifest_values import MAX_VOCAB
-from edgevlm.spec import GenerationSpec, Resample
-from export.archs.fields import Fields, is_finite, not_implemented, shown
+from edgevlm.spec import GenerationSpec
+from export.archs.fields import Fields, shown
 from export.archs.generation_fields import TRANSFORMERS_TOP_K, not_applied
 from export.checkpoints.paths import parse_object
 
 GENERATION_FILE = "generation_config.json"
-RESAMPLES: dict[int, Resample] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""PIL's numbers, as preprocessor_config.json has them."""
 
 
 def read_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
@@ -23,49 +21,6 @@ def read_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
         return {}
     return parse_object(files[name], name)
-
-
-class ImageProcessing(Fields):
-    """The picture part of preprocessor_config.json, or of processor_config.json as transformers v5 saves it."""
-
-    def __init__(self, files: Mapping[str, bytes], model_type: str) -> None:
-        data, self.file = read_json(files, "preprocessor_config.json"), "preprocessor_config.json"
-        if not data:
-            data, self.file = read_json(files, "processor_config.json").get("image_processor") or {}, "processor_config"
-        if not data:
-            raise PackageError(
-                f"a {model_type} checkpoint needs preprocessor_config.json (or processor_config.json with "
-                "'image_processor'), which was not found beside config.json"
-            )
-        super().__init__(data)
-
-    def where(self, name: str) -> str:
-        return f"{self.file}: {self.path}{name}"
-
-    def edge(self, name: str, default: int | None = None) -> int:
-        """`longest_edge` of a size object."""
-        size = self.get(name, {} if default is None else {"longest_edge": default})
-        value = size.get("longest_edge") if isinstance(size, Mapping) else None
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise PackageError(f"{self.where(name)}.longest_edge must be a positive integer, found {value!r}")
-        return value
-
-    def resample(self, default: int) -> Resample:
-        value = self.get("resample", default)
-        if type(value) is not int or value not in RESAMPLES:
-            raise not_implemented("resample", value, self.where("resample"), RESAMPLES.values())
-        return RESAMPLES[value]
-
-    def channels(self, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
-        return channel_values(self.get(name, default), self.where(name))
-
-
-def channel_values(value: Any, where: str) -> tuple[float, float, float]:
-    """Three floats, one a colour."""
-    three = value if isinstance(value, (list, tuple)) and len(value) == 3 else [None]
-    if not all(isinstance(x, (int, float)) and is_finite(x) for x in three):
-        raise PackageError(f"{where} must be three finite numbers, found {shown(value)}")
-    return float(value[0]), float(value[1]), float(value[2])
 
 
 def added_token_id(files: Mapping[str, bytes], token: str) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 from edgevlm.errors import PackageError
 from edgevlm.spec import ProcessorSpec
 from export.archs.fields import MAX_LAYERS, Fields, square_grid
-from export.archs.files import ImageProcessing
+from export.archs.picture_processor import PictureProcessor, has_picture_processor
 from export.archspec import ArchSpec, NameMap, VisionSpec
 
 NOT_NULL = (
@@ -24,6 +24,8 @@ IGNORE = (
     r"logit_bias",
 )
 """The pooling head and, in a whole SigLIP file, the text side: image features use neither."""
+HALF = (0.5, 0.5, 0.5)
+BICUBIC = 3
 
 
 def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec:
@@ -35,20 +37,21 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
         model_type="siglip",
         names=NameMap(vision=vision_names("vision_model."), ignore=IGNORE, roots=(("vision_model.", ""),)),
         vision=spec,
-        processor=_processor(files, spec.image_px) if "preprocessor_config.json" in files else None,
+        processor=_processor(config, files, spec.image_px) if has_picture_processor(files) else None,
     )
 
 
-def _processor(files: Mapping[str, bytes], image_px: int) -> ProcessorSpec:
-    processing = ImageProcessing(files, "siglip")
-    half = (0.5, 0.5, 0.5)
+def _processor(config: Mapping[str, Any], files: Mapping[str, bytes], image_px: int) -> ProcessorSpec:
+    processing = PictureProcessor(files, config, ("SiglipImageProcessor",))
+    processing.require_size(image_px, default=224)
+    values = processing.pixel_values(HALF, HALF)
     return ProcessorSpec(
         scheme="square",
         tile_px=image_px,
-        resample=processing.resample(3),
-        image_mean=processing.channels("image_mean", half),
-        image_std=processing.channels("image_std", half),
-        rescale_factor=processing.number("rescale_factor", 1 / 255),
+        resample=processing.resample(BICUBIC),
+        image_mean=values.mean,
+        image_std=values.std,
+        rescale_factor=values.factor,
     )
 
 

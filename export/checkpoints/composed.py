@@ -83,6 +83,7 @@ def open_composed(path: Path) -> Contents:
     language_path = _part(directory, spec.language, path)
     language = open_snapshot(language_path) if language_path.is_dir() else open_gguf(language_path)
     files = dict(language.files)
+    files.pop("preprocessor_config.json", None)  # how pictures are processed stands in composed.json
     if "tokenizer.json" not in files:
         raise PackageError(f"{language_path} has no tokenizer.json, which the image token must be added to.")
     files["tokenizer.json"], image_token_id = add_special_token(

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError, PackageError, UnsupportedModelError
 from tests.broken import BrokenCase
+from tests.broken.processors import PROCESSORS
 from tests.safetensors_bytes import file_of, header_of, pack
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
@@ -401,4 +402,4 @@ VALUES = [
     _case("composed: true for version 1", _composed(_set(edgevlm_composed=True)), PackageError, "True is not one of 1"),
 ]
 
-CASES = [*SNAPSHOTS, *GGUFS, *COMPOSED, *VALUES]
+CASES = [*SNAPSHOTS, *GGUFS, *COMPOSED, *PROCESSORS, *VALUES]

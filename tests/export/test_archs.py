@@ -298,16 +298,19 @@ def test_processor_as_transformers_v5_saves_it(tmp_path: Path) -> None:
     assert spec_of(new) == spec_of(old)
 
 
-def test_image_splitting_off_means_one_square_tile(tmp_path: Path) -> None:
-    processor = spec_of(edited(make_smolvlm(tmp_path), "preprocessor_config.json", do_image_splitting=False)).processor
-    assert processor is not None
-    assert (processor.scheme, processor.thumbnail, processor.max_tiles) == ("square", "none", 1)
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "error", "message"),
     [
         ("processor_config.json", {"image_seq_len": 81}, PackageError, "image_seq_len 81.*4 tokens"),
+        ("processor_config.json", {"image_seq_len": "4"}, PackageError, "image_seq_len '4'.*4 tokens"),
+        ("processor_config.json", {"image_seq_len": [4]}, PackageError, r"image_seq_len \[4\].*4 tokens"),
+        ("tokenizer_config.json", {"fake_image_token": "<a>"}, UnsupportedModelError, "fake_image_token '<a>'"),
+        (
+            "tokenizer_config.json",
+            {"extra_special_tokens": {"global_image_token": "<whole>"}},
+            UnsupportedModelError,
+            "global_image_token '<whole>'.*'<global-img>'",
+        ),
         ("config.json", {"image_token_id": 5}, PackageError, "image token is 5"),
         ("config.json", {"scale_factor": 3}, UnsupportedModelError, "scale_factor"),
         ("preprocessor_config.json", {"max_image_size": {"longest_edge": 64}}, UnsupportedModelError, "max_image_size"),
