@@ -33,9 +33,7 @@ def draw_roofline(result: BenchResult, path: Path) -> None:
     from matplotlib.figure import Figure
 
     if result.limits is None:
-        raise UsageError(
-            "there are no kernels to draw: only the native backend has them; compile the package"
-        )
+        raise UsageError("there are no kernels to draw: only the native backend has them; compile the package")
     roof, slope = result.limits.giga_operations_per_s, result.limits.giga_bytes_per_s
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
