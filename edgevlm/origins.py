@@ -93,8 +93,10 @@ class Origins:
         """Returns what a template may see of a value: its texts without stand-ins that are not hidden."""
         if isinstance(value, str):
             return value.translate(self._meant)
-        if isinstance(value, list | tuple):
-            return type(value)(map(self.meant, value))
+        if isinstance(value, list):
+            return [self.meant(item) for item in value]
+        if isinstance(value, tuple):  # a group of `groupby` is equal to a plain one
+            return tuple(self.meant(item) for item in value)
         if isinstance(value, dict):
             return {self.meant(key): self.meant(item) for key, item in value.items()}
         return value
@@ -163,7 +165,7 @@ class Origins:
             moved = function(*args, **kwargs)
         except (TypeError, ValueError, ArithmeticError, LookupError):
             moved = None
-        if self.meant(moved) == real and type(moved) is type(real):
+        if self.meant(moved) == self.meant(real) and type(moved) is type(real):
             return moved
         return self._all_by(real, str([args, kwargs])) if isinstance(real, str) else real
 

@@ -172,7 +172,7 @@ def _render(
         return template.render(conversation, add_generation_prompt, origins)
 
     plain, marked = run(lambda text, writer: text), run(origins.written)
-    if origins.meant(marked) != plain:
+    if origins.meant(marked) != origins.meant(plain):
         # Where nothing that was written has a character of markup, nothing can be forged.
         if not tokenizer.markup.isdisjoint(chain.from_iterable(text for _, text in texts)):
             raise PackageError(

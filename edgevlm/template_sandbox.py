@@ -234,7 +234,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_method(owner, name, (*args, *kwargs.values()))
         origins = _origins.get()
         if origins is not None and isinstance(owner, str) and name in METHODS:
-            return origins.method(name, owner, args, kwargs)
+            named = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
+            return origins.method(name, owner, args, named)
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, str):
             limit(len(result))
