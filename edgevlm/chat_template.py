@@ -40,12 +40,11 @@ class ChatTemplate:
     def open(cls, package: Package, override: str | None = None) -> ChatTemplate:
         """Returns the template of a package.
 
-        Looked up as `override`, chat_template.jinja, chat_template.json, tokenizer_config.json; `source` is None when
-        there is none (a base model).
+        Looked up as `override`, chat_template.jinja, chat_template.json, processor_config.json, tokenizer_config.json;
+        `source` is None when there is none (a base model). An export leaves one chat_template.jinja.
         """
         config = _json_object(package, "tokenizer_config.json")
-        names = _json_object(package, "special_tokens_map.json") | config
-        special = {key: text for key in _SPECIAL_TOKENS if (text := _token_text(names.get(key))) is not None}
+        special = special_tokens(config, _json_object(package, "special_tokens_map.json"))
         if override is not None:
             return cls(override, special, "the given chat template")
         if package.has_file("chat_template.jinja"):
@@ -54,11 +53,8 @@ class ChatTemplate:
                 return cls(path.read_text(encoding="utf-8"), special, str(path))
             except (OSError, UnicodeDecodeError) as error:
                 raise PackageError(f"{path}: cannot be read as text ({error})") from error
-        for name, found in (
-            ("chat_template.json", _json_object(package, "chat_template.json")),
-            ("tokenizer_config.json", config),
-        ):
-            source = _default_template(found.get("chat_template"))
+        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+            source = default_template(_json_object(package, name).get("chat_template"))
             if source is not None:
                 return cls(source, special, f"{package.path / name}, 'chat_template'")
         return cls(None, special)
@@ -129,9 +125,16 @@ def _token_text(value: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _default_template(value: Any) -> str | None:
-    """The template of an entry that is one template, or a list of named ones."""
+def default_template(value: Any) -> str | None:
+    """The template of an entry that is one template, or several named ones."""
     if isinstance(value, list):
-        named = {str(item.get("name")): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
+        value = {str(item.get("name")): item.get("template") for item in value if isinstance(item, dict)}
+    if isinstance(value, dict):
+        value = value.get("default")
     return value if isinstance(value, str) else None
+
+
+def special_tokens(config: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a template may name: of tokenizer_config.json, else of special_tokens_map.json."""
+    names = {**others, **config}
+    return {key: text for key in _SPECIAL_TOKENS if (text := _token_text(names.get(key))) is not None}

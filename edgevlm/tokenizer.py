@@ -61,17 +61,11 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Returns the tokenizer in the file `path`."""
-        from tokenizers import Tokenizer as Backend
-
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PackageError(f"{path}: cannot be read as text ({error})") from error
-        try:
-            backend = Backend.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise PackageError(f"{path}: is not a tokenizer ({error}); export the model again") from error
-        return cls(backend)
+        return cls(read_backend(text, str(path), "; export the model again"))
 
     @property
     def backend(self) -> Any:
@@ -220,6 +214,16 @@ class Tokenizer:
         """Ids that `_text_backend` gives to added tokens → theirs, where the two differ."""
         pairs = ((self._text_backend.token_to_id(t.content), self.token_id(t.content)) for t in self._plain)
         return {int(new): old for new, old in pairs if old is not None and new != old}
+
+
+def read_backend(text: str, where: str, hint: str = "") -> Any:
+    """Returns the `tokenizers` object of a tokenizer.json's text. Raises PackageError that names `where`."""
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise PackageError(f"{where}: is not a tokenizer ({error}){hint}") from error
 
 
 class StreamDecoder:
