@@ -251,7 +251,7 @@ class _Tokens:
         }
         if isinstance(extra_tokens, dict):
             specific |= extra_tokens
-            extra_tokens = None
+            extra_tokens = values.get("additional_special_tokens")
         self.specific = [self._token_or_text(value, key) for key, value in specific.items()]
         self.extra = [self._token_or_text(value, "'extra_special_tokens'") for value in self._extra(extra_tokens)]
 
