@@ -63,15 +63,11 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Returns the tokenizer in the file `path`."""
-        from tokenizers import Tokenizer as Backend
-
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PackageError(f"{path}: cannot be read as text ({error})") from error
-        with tokenizers_errors(f"{path}:", "is not a tokenizer"):
-            backend = Backend.from_str(text)
-        return cls(backend)
+        return cls(read_backend(text, str(path), "; export the model again"))
 
     @property
     def backend(self) -> Any:
@@ -222,6 +218,14 @@ class Tokenizer:
         """Ids that `_text_backend` gives to added tokens → theirs, where the two differ."""
         pairs = ((self._text_backend.token_to_id(t.content), self.token_id(t.content)) for t in self._plain)
         return {int(new): old for new, old in pairs if old is not None and new != old}
+
+
+def read_backend(text: str, where: str, hint: str = "") -> Any:
+    """Returns the `tokenizers` object of a tokenizer.json's text. Raises PackageError that names `where`."""
+    from tokenizers import Tokenizer as Backend
+
+    with tokenizers_errors(f"{where}:", "is not a tokenizer", hint):
+        return Backend.from_str(text)
 
 
 class StreamDecoder:

@@ -23,6 +23,7 @@ from export import card, fidelity, verify
 from export.archs import arch_spec
 from export.archspec import ArchSpec, LMSpec
 from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoints import chat_files
 from export.device.files import device_files
 from export.graphs.build import BuildResult, build_model
 from export.graphs.head import with_stored_head
@@ -40,8 +41,6 @@ LOG = logging.getLogger("edgevlm.export")
 
 N_WORST_TENSORS = 10
 CARD_NAME = "README.md"
-CHAT_TEMPLATE_NAME = "chat_template.jinja"
-"""The first place where the runtime looks for a chat template."""
 _FP32_BYTES = 4
 _SCALE_BYTES_ONNX = 4
 _FIXED_BYTES = 64 << 20
@@ -67,6 +66,9 @@ class ExportOptions:
     """Largest number of tiles per picture; None keeps the model's."""
     name: str | None = None
     chat_template: str | None = None
+    """The template's text, in place of the checkpoint's own."""
+    no_chat_template: bool = False
+    """Leave the checkpoint's chat template out: the package continues plain text."""
     force: bool = False
     verify: bool = True
     reference: bool | None = None
@@ -93,6 +95,9 @@ def export_package(
     for note in notes:
         LOG.warning("%s: %s", checkpoint.name, note)
     language = _language(spec, checkpoint)
+    carried = chat_files.carried(
+        checkpoint, spec.prompt, template=options.chat_template, without=options.no_chat_template
+    )
     plan = QuantPlan(
         options.scheme or default_language_scheme(n_parameters(language)), options.vision_scheme, options.overrides
     )
@@ -107,7 +112,7 @@ def export_package(
         plan.check_used()
         for field in spec.generation.not_applied if spec.generation else ():
             LOG.warning("%s: generation_config.json: %s is not applied when an answer is made", checkpoint.name, field)
-        for relative, data in _carried_files(checkpoint, options).items():
+        for relative, data in carried.items():
             writer.write(relative, data)
         manifest = _manifest(name, checkpoint, spec, plan, built, writer.files(_bytes_hashed(writer, progress)))
         manifest = replace(manifest, quant=replace(manifest.quant, tied_at_import=options.tie_embeddings))
@@ -214,13 +219,6 @@ def _allocated(
     return replace(
         plan, overrides=(*plan.overrides, *mix.rules(promoted, language, names, scheme)), stored={}, _matched=set()
     )
-
-
-def _carried_files(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, bytes]:
-    files = dict(checkpoint.files)
-    if options.chat_template is not None:
-        files[CHAT_TEMPLATE_NAME] = options.chat_template.encode("utf-8")
-    return files
 
 
 def _manifest(

@@ -73,7 +73,11 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--context", type=number(int, 1), metavar="N", help="default context in tokens (default: at most 4096)"
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model (default: from the source)")
-    parser.add_argument("--chat-template", type=input_file, metavar="FILE", help="use this chat template")
+    template = parser.add_mutually_exclusive_group()
+    template.add_argument("--chat-template", type=input_file, metavar="FILE", help="use this chat template")
+    template.add_argument(
+        "--no-chat-template", action="store_true", help="leave the chat template out; the package continues plain text"
+    )
     parser.add_argument(
         "--target", metavar="ARCH", help="compile for this architecture as the last step: x86_64 or arm64"
     )
@@ -111,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         reference=args.reference,
         name=args.name,
         chat_template=_read_template(args.chat_template),
+        no_chat_template=args.no_chat_template,
     )
     if args.target:
         from tvm_schedules.compile import check_arch

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError, UnsupportedModelError
+from export.checkpoints.chat_files import named_templates
 from export.checkpoints.paths import parse_object, read_bytes, safe_file
 from export.checkpoints.safetensors_file import SafetensorsFile
 from export.checkpoints.source import Contents, TensorInfo
+from export.checkpoints.tokenizer_files import unified
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,6 +30,9 @@ CARRIED_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+
+TEXT_MODEL_TYPES = ("llama", "qwen2", "idefics3", "smolvlm", "bluelm_v")
+"""Types whose tokenizer is used; those of towers are not looked at."""
 
 
 class Shards:
@@ -64,6 +69,9 @@ def open_snapshot(directory: Path) -> Contents:
             parse_object(content, str(directory / name))
     config = parse_object(files["config.json"], str(directory / "config.json"))
     check_config(config, str(directory / "config.json"))
+    if config["model_type"] in TEXT_MODEL_TYPES:
+        files = unified(files, config["model_type"], str(directory))
+    files |= {name: read_bytes(safe_file(directory, name, str(directory))) for name in named_templates(directory)}
     return Contents(snapshot_name(directory), config, files, _open_weights(directory))
 
 

@@ -72,12 +72,11 @@ class _Idefics3Language:
 
 
 def _processor_template(path: Path) -> str | None:
-    """The chat template of a processor, which is looked up before the tokenizer's."""
-    if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text()
-    for name in ("chat_template.json", "processor_config.json"):
+    """The chat template of a processor, in the order of transformers 5.24; the tokenizer's where it has none."""
+    for name in ("processor_config.json", "chat_template.json"):
         if (path / name).is_file():
-            template = json.loads((path / name).read_text()).get("chat_template")
+            template = json.loads((path / name).read_text(encoding="utf-8")).get("chat_template")
             if isinstance(template, str):
                 return template
-    return None
+    jinja = path / "chat_template.jinja"
+    return jinja.read_text(encoding="utf-8") if jinja.is_file() else None
