@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
 from export.checkpoints.composed import COMPOSED_NAME, open_composed
+from export.checkpoints.file_kinds import other_kind_of
 from export.checkpoints.gguf_model import open_gguf
 from export.checkpoints.hub import hub_snapshot
-from export.checkpoints.snapshot import open_snapshot, snapshot_name
+from export.checkpoints.snapshot import CARRIED_FILES, open_snapshot, snapshot_name
 from export.checkpoints.source import Contents, TensorInfo
 from export.checkpoints.tied import tied
 
@@ -120,15 +121,27 @@ def _contents(source: str | Path) -> tuple[Contents, str]:
     if path.is_file():
         if path.suffix == ".gguf":
             return open_gguf(path), path.name
+        if path.name in CARRIED_FILES:
+            raise PackageError(f"{path} is a part of a snapshot; give its directory: {path.parent}")
         if path.suffix == ".json":
             return open_composed(path), path.name
-        raise PackageError(f"{path} is neither a directory, nor a .gguf file, nor a composed checkpoint (.json).")
+        raise PackageError(f"{path} is neither a directory, nor a .gguf file, nor a composed checkpoint (.json){_is(path)}.")
     match = _HUB_ID.fullmatch(str(source))
     if match and not path.exists():
         return open_snapshot(hub_snapshot(match[1], match[2])), str(source)
     raise PackageError(
         f"{source} does not exist; give a snapshot directory, a .gguf file, a composed .json or a Hub id."
     )
+
+
+def _is(path: Path) -> str:
+    """What a file that cannot be opened is, as the end of a sentence."""
+    if ".gguf" in path.name and not other_kind_of(path):
+        return ": it seems to be a piece of a file that was cut by size; join the pieces (cat) into one .gguf"
+    if path.suffix == ".safetensors":
+        return ": give the directory that holds it together with config.json"
+    kind = other_kind_of(path)
+    return f": it is {kind}" if kind else ""
 
 
 def _listed(names: set[str]) -> str:
