@@ -125,7 +125,9 @@ def _contents(source: str | Path) -> tuple[Contents, str]:
             raise PackageError(f"{path} is a part of a snapshot; give its directory: {path.parent}")
         if path.suffix == ".json":
             return open_composed(path), path.name
-        raise PackageError(f"{path} is neither a directory, nor a .gguf file, nor a composed checkpoint (.json){_is(path)}.")
+        raise PackageError(
+            f"{path} is neither a directory, nor a .gguf file, nor a composed checkpoint (.json){_is(path)}."
+        )
     match = _HUB_ID.fullmatch(str(source))
     if match and not path.exists():
         return open_snapshot(hub_snapshot(match[1], match[2])), str(source)

@@ -59,7 +59,9 @@ def open_snapshot(directory: Path) -> Contents:
         if (directory / name).exists() or (directory / name).is_symlink()
     }
     if "config.json" not in files:
-        raise PackageError(f"{directory} has no config.json, so it is not a Hugging Face snapshot{_found(directory, _OTHER_FORMS)}.")
+        raise PackageError(
+            f"{directory} has no config.json, so it is not a Hugging Face snapshot{_found(directory, _OTHER_FORMS)}."
+        )
     for name, content in files.items():
         if name.endswith(".json") and name != "config.json":
             parse_object(content, str(directory / name))
@@ -97,9 +99,7 @@ def _open_weights(directory: Path) -> Shards:
     if (directory / INDEX).exists() or (directory / INDEX).is_symlink():
         return _open_shards(directory, safe_file(directory, INDEX, str(directory)))
     found = _found(directory, (*_OTHER_FORMS, *_OTHER_WEIGHTS)) or ": it has no safetensors file"
-    raise PackageError(
-        f"{directory} has no weights that can be read ({WEIGHTS} or {INDEX}){found}."
-    )
+    raise PackageError(f"{directory} has no weights that can be read ({WEIGHTS} or {INDEX}){found}.")
 
 
 _OTHER_FORMS: tuple[tuple[str, str], ...] = (
