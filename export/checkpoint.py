@@ -39,6 +39,7 @@ class Checkpoint:
         """What it was opened from, without the machine's directories."""
         self.config: dict[str, Any] = contents.config
         self.files: dict[str, bytes] = contents.files
+        self.tokenizer_hint = contents.tokenizer_hint
         self.used: set[str] = set()
         self._source = contents.source
         self._missing: set[str] = set()

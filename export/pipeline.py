@@ -1,4 +1,4 @@
-"""Checkpoint to package, step by step: open, plan, allocate, build, describe, verify, commit.
+"""Checkpoint to package, step by step: open, check the rest, plan, allocate, build, describe, verify, commit.
 
 A step that fails leaves nothing behind; a package exists only after every check has passed.
 """
@@ -27,6 +27,7 @@ from export.graphs.build import BuildResult, build_model
 from export.quant import mix, sensitivity
 from export.quant.rules import DEFAULT_VISION, QuantPlan, Rule, default_language_scheme
 from export.quant.scheme import MixScheme, parse_language_scheme
+from export.ready import check_ready
 from export.writer import PackageWriter
 
 Progress = Callable[[str, int, int], None]
@@ -84,6 +85,7 @@ def export_package(
     checkpoint = open_checkpoint(source, tie_embeddings=options.tie_embeddings)
     spec = _with_options(arch_spec(checkpoint.config, checkpoint.files), options)
     language = _language(spec, checkpoint)
+    check_ready(checkpoint, spec, needs_reference=options.verify and options.reference is True)
     plan = QuantPlan(
         options.scheme or default_language_scheme(n_parameters(language)), options.vision_scheme, options.overrides
     )

@@ -83,7 +83,9 @@ def open_composed(path: Path) -> Contents:
     language = open_snapshot(language_path) if language_path.is_dir() else open_gguf(language_path)
     files = dict(language.files)
     if "tokenizer.json" not in files:
-        raise PackageError(f"{language_path} has no tokenizer.json, which the image token must be added to.")
+        raise PackageError(
+            f"{language_path} has no tokenizer.json, which the image token must be added to; {language.tokenizer_hint}"
+        )
     files["tokenizer.json"], image_token_id = add_special_token(
         files["tokenizer.json"], spec.image_token, f"{language_path}: tokenizer.json"
     )

@@ -67,7 +67,16 @@ def open_snapshot(directory: Path) -> Contents:
             parse_object(content, str(directory / name))
     config = parse_object(files["config.json"], str(directory / "config.json"))
     check_config(config, str(directory / "config.json"))
-    return Contents(snapshot_name(directory), config, files, _open_weights(directory))
+    return Contents(snapshot_name(directory), config, files, _open_weights(directory), _tokenizer_hint(directory))
+
+
+def _tokenizer_hint(directory: Path) -> str:
+    """What to do about a tokenizer.json that is not there, by the files of older tokenizers that are."""
+    make = "make one with transformers: AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+    for names in (("tokenizer.model",), ("spiece.model",), ("vocab.json", "merges.txt"), ("vocab.txt",)):
+        if all((directory / name).is_file() for name in names):
+            return f"it has {' and '.join(names)}, the slow form of a tokenizer: {make}"
+    return "copy it from the model that this one was trained from"
 
 
 def snapshot_name(directory: Path) -> str:

@@ -46,6 +46,8 @@ class Contents:
     config: dict[str, Any]
     files: dict[str, bytes]
     source: TensorSource
+    tokenizer_hint: str = "copy it from the model that this one was trained from"
+    """What to do where `files` has no tokenizer.json, as the end of a sentence."""
 
 
 def rows_per_chunk(shape: tuple[int, ...]) -> int:
