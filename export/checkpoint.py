@@ -76,9 +76,13 @@ class Checkpoint:
             for name in self.tensors()
             if name not in self.used and not any(pattern.fullmatch(name) for pattern in patterns)
         }
-        if unused:
+        self.refuse_unused(unused)
+
+    def refuse_unused(self, names: set[str]) -> None:
+        """Raises UnsupportedModelError naming the tensors that the model does not use, where there are any."""
+        if names:
             raise UnsupportedModelError(
-                f"{self.name} holds {_listed(unused)}, which {self.config.get('model_type')!r} does not use."
+                f"{self.name} holds {_listed(names)}, which {self.config.get('model_type')!r} does not use."
             )
 
     def _info(self, name: str) -> TensorInfo:

@@ -1,13 +1,19 @@
-"""What an export needs besides weights, checked before any work is done: the tokenizer, the templates, transformers."""
+"""What an export needs, checked before any work is done: tensors by name and shape, tokenizer, template, transformers.
+
+All of it would be found later, too, after minutes of building weights.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from edgevlm.errors import BackendError, PackageError
-from export.archspec import ArchSpec
+from export.archspec import ArchSpec, LMSpec
 from export.checkpoint import Checkpoint
 from export.checkpoints.paths import parse_object
+from export.graphs.tensors import Tensors
+from export.quant.mix import linear_shapes
 from export.reference.installed import INSTALL_HINT, is_available
 
 TEMPLATE_NAME = "chat_template.jinja"
@@ -17,13 +23,16 @@ def check_ready(checkpoint: Checkpoint, spec: ArchSpec, *, needs_reference: bool
     """Raises what would else stop the export after its weights were built.
 
     PackageError for a tokenizer.json that is missing, damaged or of another model, or a chat template that is not text;
-    BackendError when transformers is asked for and not installed.
+    UnsupportedModelError for a tensor that is missing, of another shape, or of no known part; BackendError when
+    transformers is asked for and not installed.
     """
     if needs_reference and not is_available():
         raise BackendError(f"comparing with transformers needs torch and transformers: {INSTALL_HINT}.")
     tokenizer = _tokenizer(checkpoint)
     if spec.language is not None:
         _check_ids(checkpoint, tokenizer, spec.language.vocab)
+        _check_shapes(spec.language, Tensors(checkpoint, spec.names))
+    _check_names(checkpoint, spec)
     if spec.prompt is not None:
         _check_image_token(checkpoint, tokenizer, spec.prompt.image_token, spec.prompt.image_token_id)
     try:
@@ -32,6 +41,36 @@ def check_ready(checkpoint: Checkpoint, spec: ArchSpec, *, needs_reference: bool
         raise PackageError(
             f"{checkpoint.name}: {TEMPLATE_NAME} is not UTF-8 text (byte {error.start}); download it again"
         ) from None
+
+
+def _check_shapes(language: LMSpec, tensors: Tensors) -> None:
+    """The language model's norms, linears and embedding; what is optional is left to the graphs."""
+    names = tensors.names.language
+    tensors.expect(f"{names['embed']}.weight", (language.vocab, language.hidden))
+    tensors.expect(f"{names['final_norm']}.weight", (language.hidden,))
+    for layer in range(len(language.layer_kinds)):
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("input_norm", "post_norm"), (language.hidden,))
+        for role, shape in {**shapes, **linear_shapes(language, layer)}.items():
+            if role in names:
+                tensors.expect(f"{names[role].format(i=layer)}.weight", shape)
+
+
+def _check_names(checkpoint: Checkpoint, spec: ArchSpec) -> None:
+    """Every tensor must have a name that some part of the model could have, or be left out on purpose."""
+    stems = [*spec.names.vision.values(), *spec.names.connector.values(), *spec.names.language.values()]
+    patterns = [re.compile(pattern) for pattern in (*map(_pattern, stems), *spec.names.ignore)]
+
+    def is_known(name: str) -> bool:
+        spellings = [here + name.removeprefix(there) for here, there in spec.names.roots if name.startswith(there)]
+        return any(pattern.fullmatch(spelling) for spelling in (name, *spellings) for pattern in patterns)
+
+    if not spec.names.transforms:
+        checkpoint.refuse_unused({name for name in checkpoint.tensors() if not is_known(name)})
+
+
+def _pattern(stem: str) -> str:
+    layers = re.escape(stem.removeprefix("=")).replace(r"\{i\}", r"\d+")
+    return layers if stem.startswith("=") else rf"{layers}\.(weight|bias)"
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

@@ -254,3 +254,38 @@ def variants() -> dict[str, TinyVocabulary]:
         "spm": sentencepiece(),
         "spm-no-prefix": sentencepiece(add_space_prefix=False, add_bos_token=False),
     }
+
+
+def write_split(
+    whole: Path, directory: Path, *, max_tensors: int = 0, max_bytes: int = 0, skip: str | None = None
+) -> list[Path]:
+    """Writes `whole` again in pieces, by the gguf library's reader and writer; returns their paths."""
+    reader = gguf.GGUFReader(whole)
+    fields = reader.fields
+    directory.mkdir(parents=True, exist_ok=True)
+    out = gguf.GGUFWriter(
+        directory / whole.name,
+        fields["general.architecture"].contents(),
+        split_max_tensors=max_tensors,
+        split_max_size=max_bytes,
+    )
+    for key, entry in fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            element = entry.types[-1] if entry.types[0] == gguf.GGUFValueType.ARRAY else None
+            out.add_key_value(key, entry.contents(), entry.types[0], element)
+    for tensor in reader.tensors:
+        if tensor.name != skip:
+            out.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return sorted(directory.glob(f"{whole.stem}-*.gguf"))
+
+
+def rewrite(path: Path, metadata: dict[str, int]) -> None:
+    """Sets integers of a file's metadata in place."""
+    reader = gguf.GGUFReader(path, "r+")
+    for key, value in metadata.items():
+        entry = reader.fields[key]
+        entry.parts[entry.data[0]][0] = value

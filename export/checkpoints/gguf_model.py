@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -190,6 +191,7 @@ def _rename(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, str]:
                 f"{file.path} holds the tensor {original!r}, which {config['model_type']!r} with {n_layers} layers "
                 "does not have."
             )
+    _check_complete(file, n_layers, biased="qkv" if config["model_type"] == "qwen2" else "")
     head_dim = config["head_dim"]
     for suffix, count in (("q", config["num_attention_heads"]), ("k", config["num_key_value_heads"])):
         for name, original in names.items():
@@ -199,6 +201,21 @@ def _rename(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, str]:
                     f"{file.path}: tensor {original!r} has {rows} rows, expected {count} heads of {head_dim}."
                 )
     return names
+
+
+def _check_complete(file: GGUFFile, n_layers: int, biased: str) -> None:
+    """Raises PackageError naming the first tensor that is missing, where layers are as many as the metadata say."""
+    stored = file.tensors()
+    block = [name for name in _BLOCK_NAMES if name.endswith(".weight")] + [f"attn_{letter}.bias" for letter in biased]
+    needed = itertools.chain(
+        ("token_embd.weight", "output_norm.weight"),
+        (f"blk.{layer}.{name}" for layer in range(n_layers) for name in block),
+    )
+    missing = next((name for name in needed if name not in stored), None)
+    if missing is not None:
+        raise PackageError(
+            f"{file.path} has no tensor {missing!r}, which a model with {n_layers} layers needs; it is not complete."
+        )
 
 
 def _needed(file: GGUFFile, key: str, layers: int = 1) -> int:

@@ -26,22 +26,8 @@ def open_gguf_file(path: Path) -> GGUFFile:
     count = given.integer(_COUNT) or 1
     if count == 1:
         return given
-    match = _PIECE.fullmatch(path.name)
-    if match is None or int(match[3]) != count:
-        expected = f"NAME-{(given.integer(_NUMBER) or 0) + 1:05d}-of-{count:05d}.gguf"
-        raise PackageError(
-            f"{path} is one of the {count} pieces of a split GGUF file, which are found by their names: expected "
-            f"{expected}. Give all pieces the names that they had."
-        )
-    names = [f"{match[1]}-{index + 1:05d}-of-{count:05d}.gguf" for index in range(count)]
-    missing = [name for name in names if not (path.parent / name).is_file()]
-    if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise PackageError(
-            f"{path} is one of the {count} pieces of a split GGUF file, but beside it is no {shown}. Download all "
-            "pieces into one directory."
-        )
-    pieces = [given if name == path.name else GGUFFile(safe_file(path.parent, name, str(path))) for name in names]
+    paths = _paths(given, count)
+    pieces = [given if other == path else GGUFFile(safe_file(path.parent, other.name, str(path))) for other in paths]
     for index, piece in enumerate(pieces):
         _check_piece(piece, index, count)
     first = pieces[0]
@@ -56,10 +42,37 @@ def open_gguf_file(path: Path) -> GGUFFile:
     return first
 
 
+def piece_paths(path: Path) -> list[Path]:
+    """The paths of all pieces of the file at `path`, in order: itself where it is not split."""
+    given = GGUFFile(path)
+    count = given.integer(_COUNT) or 1
+    return [path] if count == 1 else _paths(given, count)
+
+
 def model_name(path: Path) -> str:
     """The name of a GGUF file without its ending, and without a piece's number."""
     match = _PIECE.fullmatch(path.name)
     return match[1] if match else path.stem
+
+
+def _paths(given: GGUFFile, count: int) -> list[Path]:
+    path = given.path
+    match = _PIECE.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        expected = f"NAME-{(given.integer(_NUMBER) or 0) + 1:05d}-of-{count:05d}.gguf"
+        raise PackageError(
+            f"{path} is one of the {count} pieces of a split GGUF file, which are found by their names: expected "
+            f"{expected}. Give all pieces the names that they had."
+        )
+    paths = [path.with_name(f"{match[1]}-{index + 1:05d}-of-{count:05d}.gguf") for index in range(count)]
+    missing = [other.name for other in paths if not other.is_file()]
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise PackageError(
+            f"{path} is one of the {count} pieces of a split GGUF file, but beside it is no {shown}. Download all "
+            "pieces into one directory."
+        )
+    return paths
 
 
 def _check_piece(piece: GGUFFile, index: int, count: int) -> None:
