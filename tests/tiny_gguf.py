@@ -162,7 +162,7 @@ ROTATIONS: dict[str, dict[str, Any]] = {
         "rope.scaling.finetuned": True,
         "rope.scaling.original_context_length": 64,
         "attention.sliding_window_pattern": 2,
-        "vocab_size": 726,
+        "vocab_size": 660,
     },
 }
 """Metadata below the architecture's prefix that is read, by what it says."""

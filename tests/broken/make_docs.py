@@ -58,6 +58,7 @@ def _load_image(argument: Any) -> None:
 COMMANDS: dict[str, Callable[[Any], list[str]]] = {
     "packages": lambda argument: ["inspect", str(argument)],
     "checkpoints": lambda argument: ["export", str(argument), "-o", "out"],
+    "exports": lambda argument: ["export", str(argument), "-o", "out"],
     "images": lambda argument: ["tiles", str(argument)],
     "commands": _words,
 }

@@ -31,10 +31,14 @@ OUT = Path(__file__).with_name("gguf_logits.json")
 ARCHS = ("llama", "qwen2")
 IDS = [(7 * i * i + 3 * i + 5) % 600 for i in range(40)]
 """The prompt."""
-SHOWN = slice(0, 700, 20)
+SHOWN = slice(0, None, 20)
 """The tokens whose logits are kept."""
 VALUES: tuple[Any, ...] = (2, 0.5, True, "gelu", [4, 4, 4, 4], [4, 4])
 """What each key is set to, the types tried one after the other."""
+
+NOISE = 1e-3
+"""Logits of the same model differ by less, by where its tensors lie in memory; any setting that counts moves some by
+more than 0.5."""
 
 
 class ContextParams(ctypes.Structure):
@@ -82,7 +86,7 @@ def _answer(arch: str, metadata: dict[str, Any], factors: bool, out: Path) -> No
     logging.disable(logging.WARNING)
     sys.stderr = None  # type: ignore[assignment]
     more = {"rope_freqs.weight": llama3_factors()} if factors else {}
-    found = logits(write_calm(out.with_suffix(".gguf"), arch, metadata, more), IDS, 700)
+    found = logits(write_calm(out.with_suffix(".gguf"), arch, metadata, more), IDS, len(byte_level("smollm").tokens))
     if found is not None:
         np.save(out, found)
 
@@ -109,7 +113,7 @@ def effect(arch: str, key: str, plain: NDArray[np.float32]) -> str:
     answers = [found for value in VALUES if (found := measured(arch, {key: value})) is not None]
     if not answers:
         return "refused"
-    same = all(np.array_equal(found, plain) for found in answers)
+    same = all(np.abs(found - plain).max() < NOISE for found in answers)
     return "nothing" if same else "changes"
 
 
