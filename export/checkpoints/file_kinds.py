@@ -20,7 +20,10 @@ _MAGICS: tuple[tuple[bytes, str, str], ...] = (
     ),
     (b"\x1f\x8b", "a gzip archive", "Unpack it first"),
     (b"PK\x03\x04", "a zip archive (as .bin checkpoints of PyTorch are)", "Unpack it, or give a safetensors file"),
-    (b"\x80\x02", "a Python pickle, which runs code when it is read", "Convert it to safetensors"),
+    *(
+        (b"\x80" + bytes([protocol]), "a Python pickle, which runs code when it is read", "Convert it to safetensors")
+        for protocol in (2, 3, 4, 5)
+    ),
     (b"BZh", "a bzip2 archive", "Unpack it first"),
     (b"\xfd7zXZ\x00", "an xz archive", "Unpack it first"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive", "Unpack it first"),
@@ -52,7 +55,7 @@ def other_kind(head: bytes) -> str | None:
     if _JSON.match(text):
         return f"JSON text, perhaps a server's answer ({_line(text)}). {AGAIN}"
     if head and not head.strip(b"\0"):
-        return f"nothing but zeros at its start, as after a download that broke off. {AGAIN}"
+        return f"zeros from its start on, as after a download that broke off. {AGAIN}"
     if head and _is_text(text):
         return f"plain text ({_line(text)}). {AGAIN}"
     return None
