@@ -257,9 +257,18 @@ def variants() -> dict[str, TinyVocabulary]:
 
 
 def write_split(
-    whole: Path, directory: Path, *, max_tensors: int = 0, max_bytes: int = 0, skip: str | None = None
+    whole: Path,
+    directory: Path,
+    *,
+    max_tensors: int = 0,
+    max_bytes: int = 0,
+    skip: str | None = None,
+    small_first: bool = False,
 ) -> list[Path]:
-    """Writes `whole` again in pieces, by the gguf library's reader and writer; returns their paths."""
+    """Writes `whole` again in pieces, by the gguf library's reader and writer; returns their paths.
+
+    With `small_first` the first piece has the metadata and no tensor.
+    """
     reader = gguf.GGUFReader(whole)
     fields = reader.fields
     directory.mkdir(parents=True, exist_ok=True)
@@ -268,6 +277,7 @@ def write_split(
         fields["general.architecture"].contents(),
         split_max_tensors=max_tensors,
         split_max_size=max_bytes,
+        small_first_shard=small_first,
     )
     for key, entry in fields.items():
         if not key.startswith(("GGUF.", "general.architecture")):

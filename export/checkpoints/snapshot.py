@@ -107,7 +107,10 @@ def _open_weights(directory: Path) -> Shards:
         return Shards(dict.fromkeys(file.tensors(), file))
     if (directory / INDEX).exists() or (directory / INDEX).is_symlink():
         return _open_shards(directory, safe_file(directory, INDEX, str(directory)))
-    found = _found(directory, (*_OTHER_FORMS, *_OTHER_WEIGHTS)) or ": it has no safetensors file"
+    found = (
+        _found(directory, (*_OTHER_FORMS, *_OTHER_WEIGHTS))
+        or ": it has no safetensors file (a GGUF file is given by its own path)"
+    )
     raise PackageError(f"{directory} has no weights that can be read ({WEIGHTS} or {INDEX}){found}.")
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoint import open_checkpoint
-from export.checkpoints.gguf_split import piece_paths
+from export.checkpoints.gguf_keys import ARCH_READ
+from export.checkpoints.gguf_split import open_gguf_file, piece_paths
 from export.reference.model import Parts
 from export.reference.weights import load_model
 
@@ -48,7 +49,7 @@ def load_gguf(path: Path) -> Parts:
     pieces = piece_paths(path)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))  # transformers draws its own progress bars here
-        if len(pieces) > 1:
+        if len(pieces) > 1 or _lists_layers(path):
             path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "whole.gguf"
             join_gguf(pieces, path)
         model = AutoModelForCausalLM.from_pretrained(
@@ -58,8 +59,14 @@ def load_gguf(path: Path) -> Parts:
     return Parts(str(model.config.model_type), language=model, tokenizer=tokenizer)
 
 
+def _lists_layers(path: Path) -> bool:
+    """Whether a number that all layers share is listed once for each of them."""
+    metadata = open_gguf_file(path).metadata
+    return any(isinstance(value, list) and key.partition(".")[2] in ARCH_READ for key, value in metadata.items())
+
+
 def join_gguf(pieces: list[Path], out: Path) -> None:
-    """Writes the pieces of a split GGUF file as one, by the gguf library alone."""
+    """Writes the pieces of a split GGUF file as one, by the gguf library alone; lists by layer become one number."""
     import gguf
 
     readers = [gguf.GGUFReader(piece) for piece in pieces]
@@ -67,9 +74,13 @@ def join_gguf(pieces: list[Path], out: Path) -> None:
     writer = gguf.GGUFWriter(out, fields["general.architecture"].contents())
     for key, field in fields.items():
         if not key.startswith(("GGUF.", "split.", "general.architecture")):
-            kind = field.types[0]
-            element = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(key, field.contents(), kind, element)
+            kind, value = field.types[0], field.contents()
+            if kind != gguf.GGUFValueType.ARRAY:
+                writer.add_key_value(key, value, kind)
+            elif key.partition(".")[2] in ARCH_READ:
+                writer.add_key_value(key, value[0], gguf.GGUFValueType.UINT32)
+            else:
+                writer.add_key_value(key, value, kind, field.types[-1])
     for reader in readers:
         for tensor in reader.tensors:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)

@@ -57,6 +57,22 @@ def test_llama3_factors_equal_llama_cpp(tmp_path: Path) -> None:
     assert difference < 0.005 < 0.015 < control
 
 
+@pytest.mark.reference
+@pytest.mark.parametrize("name", ["plain", "linear", "none with a factor", "key heads listed by layer"])
+def test_the_reference_equals_llama_cpp(name: str, tmp_path: Path) -> None:
+    """What `verify` compares with: transformers alone leaves the scaling out and refuses the list."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from export.reference.load import load_reference
+
+    path = write_calm(tmp_path / "tiny.gguf", "llama", ROTATIONS[name])
+    with torch.no_grad():
+        found = load_reference(path).parts.language(torch.tensor([IDS])).logits[0, -1].numpy()[SHOWN]
+    golden = {key: np.array(values) for key, values in GOLDEN["logits"]["llama"].items()}
+    assert np.abs(found - golden[name]).max() < MAX_DIFFERENCE
+    assert np.abs(found - golden["plain" if name == "linear" else "linear"]).max() > 0.1, "control"
+
+
 def test_none_does_not_scale(tmp_path: Path) -> None:
     """The config of both architectures, whichever key has the factor."""
     for arch in ("llama", "qwen2"):

@@ -62,6 +62,12 @@ def test_tensors_lie_in_the_pieces_where_the_library_wrote_them(pieces: list[Pat
     assert counts == [8, 8, 4]
 
 
+def test_a_first_piece_without_tensors(whole: Path, tmp_path: Path) -> None:
+    pieces = write_split(whole, tmp_path / "pieces", max_tensors=12, small_first=True)
+    assert [len(gguf.GGUFReader(piece).tensors) for piece in pieces] == [0, 12, 8]
+    assert open_checkpoint(pieces[0]).tensors() == open_checkpoint(whole).tensors()
+
+
 def test_a_name_like_a_piece_without_its_metadata_is_one_file(whole: Path) -> None:
     renamed = whole.rename(whole.with_name("tiny-00002-of-00003.gguf"))
     assert len(open_checkpoint(renamed).tensors()) == 20
