@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
+from export.archs import arch_spec
 from export.checkpoints.composed import COMPOSED_NAME, open_composed
 from export.checkpoints.file_kinds import other_kind_of
 from export.checkpoints.gguf_model import open_gguf
 from export.checkpoints.hub import hub_snapshot
-from export.checkpoints.snapshot import CARRIED_FILES, open_snapshot, snapshot_name
-from export.checkpoints.source import Contents, TensorInfo
+from export.checkpoints.snapshot import CARRIED_FILES, open_snapshot, read_small_files, snapshot_name
+from export.checkpoints.source import TOKENIZER_HINT, Contents, TensorInfo
 from export.checkpoints.tied import tied
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
@@ -135,10 +136,20 @@ def _contents(source: str | Path) -> tuple[Contents, str]:
         )
     match = _HUB_ID.fullmatch(str(source))
     if match and not path.exists():
-        return open_snapshot(hub_snapshot(match[1], match[2])), str(source)
+        return open_snapshot(hub_snapshot(match[1], match[2], check=_check_worth)), str(source)
     raise PackageError(
         f"{source} does not exist; give a snapshot directory, a .gguf file, a composed .json or a Hub id."
     )
+
+
+def _check_worth(directory: Path) -> None:
+    """Refuses a Hub repository by its small files, before gigabytes of weights are fetched."""
+    config, files = read_small_files(directory)
+    spec = arch_spec(config, files)
+    if spec.language is not None and "tokenizer.json" not in files:
+        raise PackageError(
+            f"{snapshot_name(directory)} has no tokenizer.json, which every package needs; {TOKENIZER_HINT}"
+        )
 
 
 def _is(path: Path) -> str:

@@ -13,7 +13,7 @@ from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.spec import MANIFEST_NAME
 from export.checkpoints.paths import parse_object, read_bytes, safe_file
 from export.checkpoints.safetensors_file import SafetensorsFile
-from export.checkpoints.source import Contents, TensorInfo
+from export.checkpoints.source import TOKENIZER_HINT, Contents, TensorInfo
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,6 +53,12 @@ def open_snapshot(directory: Path) -> Contents:
     Raises PackageError when a file is missing, damaged or outside the directory, UnsupportedModelError when the
     weights are stored in a form that is not read.
     """
+    config, files = read_small_files(directory)
+    return Contents(snapshot_name(directory), config, files, _open_weights(directory), _tokenizer_hint(directory))
+
+
+def read_small_files(directory: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The parsed config.json and the files that a package carries; raises as `open_snapshot`."""
     files = {
         name: read_bytes(safe_file(directory, name, str(directory)))
         for name in CARRIED_FILES
@@ -67,7 +73,7 @@ def open_snapshot(directory: Path) -> Contents:
             parse_object(content, str(directory / name))
     config = parse_object(files["config.json"], str(directory / "config.json"))
     check_config(config, str(directory / "config.json"))
-    return Contents(snapshot_name(directory), config, files, _open_weights(directory), _tokenizer_hint(directory))
+    return config, files
 
 
 def _tokenizer_hint(directory: Path) -> str:
@@ -76,7 +82,7 @@ def _tokenizer_hint(directory: Path) -> str:
     for names in (("tokenizer.model",), ("spiece.model",), ("vocab.json", "merges.txt"), ("vocab.txt",)):
         if all((directory / name).is_file() for name in names):
             return f"it has {' and '.join(names)}, the slow form of a tokenizer: {make}"
-    return "copy it from the model that this one was trained from"
+    return TOKENIZER_HINT
 
 
 def snapshot_name(directory: Path) -> str:

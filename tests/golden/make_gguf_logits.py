@@ -33,8 +33,8 @@ IDS = [(7 * i * i + 3 * i + 5) % 600 for i in range(40)]
 """The prompt."""
 SHOWN = slice(0, None, 20)
 """The tokens whose logits are kept."""
-VALUES: tuple[Any, ...] = (2, 0.5, True, "gelu", [4, 4, 4, 4], [4, 4])
-"""What each key is set to, the types tried one after the other."""
+VALUES: tuple[Any, ...] = (2, 0.5, True, False, "gelu", [4, 4, 4, 4], [4, 4])
+"""What each key is set to: both flags, and one value of each other type."""
 
 NOISE = 1e-3
 """Logits of the same model differ by less, by where its tensors lie in memory; any setting that counts moves some by
