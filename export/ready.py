@@ -11,6 +11,7 @@ from typing import Any
 from edgevlm.errors import BackendError, PackageError
 from export.archspec import ArchSpec, LMSpec
 from export.checkpoint import Checkpoint
+from export.checkpoints.file_kinds import HEAD_BYTES, other_kind
 from export.checkpoints.paths import parse_object
 from export.graphs.tensors import Tensors
 from export.quant.mix import linear_shapes
@@ -35,8 +36,15 @@ def check_ready(checkpoint: Checkpoint, spec: ArchSpec, *, needs_reference: bool
     _check_names(checkpoint, spec)
     if spec.prompt is not None:
         _check_image_token(checkpoint, tokenizer, spec.prompt.image_token, spec.prompt.image_token_id)
+    _check_template(checkpoint)
+
+
+def _check_template(checkpoint: Checkpoint) -> None:
+    content = checkpoint.files.get(TEMPLATE_NAME, b"")
+    if kind := other_kind(content[:HEAD_BYTES], is_text=True):
+        raise PackageError(f"{checkpoint.name}: {TEMPLATE_NAME} is not a template, but {kind}")
     try:
-        checkpoint.files.get(TEMPLATE_NAME, b"").decode("utf-8")
+        content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise PackageError(
             f"{checkpoint.name}: {TEMPLATE_NAME} is not UTF-8 text (byte {error.start}); download it again"

@@ -42,8 +42,11 @@ _XML = re.compile(rb"\s*<(\?xml|error>|svg)", re.IGNORECASE)
 _JSON = re.compile(rb"\s*[{\[]\s*[\"}\]]")
 
 
-def other_kind(head: bytes) -> str | None:
-    """What a file with these first bytes is and what to do, for a message; None when it is nothing that is known."""
+def other_kind(head: bytes, *, is_text: bool = False) -> str | None:
+    """What a file with these first bytes is and what to do, for a message; None when it is nothing that is known.
+
+    `is_text`: the file ought to be text, so that text alone says nothing.
+    """
     text = head.removeprefix(b"\xef\xbb\xbf")
     for magic, what, todo in _MAGICS:
         if text.startswith(magic):
@@ -52,6 +55,8 @@ def other_kind(head: bytes) -> str | None:
         return f"a web page (HTML), perhaps the site's own page about the file or a login. {AGAIN}"
     if _XML.match(text):
         return f"an XML answer of a server, perhaps an error. {AGAIN}"
+    if is_text:
+        return None
     if _JSON.match(text):
         return f"JSON text, perhaps a server's answer ({_line(text)}). {AGAIN}"
     if head and not head.strip(b"\0"):

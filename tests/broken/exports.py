@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from edgevlm.errors import PackageError, UnsupportedModelError
 from tests import tiny
 from tests.broken import BrokenCase
+from tests.broken.checkpoints import LFS, PAGE
 
 TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
@@ -107,6 +108,18 @@ CASES = [
         _made(_json(_no_image_token), tiny.make_smolvlm),
         PackageError,
         "tokenizer.json does not have it",
+    ),
+    BrokenCase(
+        "a chat template that is a Git LFS pointer",
+        _made(lambda path: (path / "chat_template.jinja").write_bytes(LFS)),
+        PackageError,
+        "chat_template.jinja is not a template, but a Git LFS pointer",
+    ),
+    BrokenCase(
+        "a chat template that is a web page",
+        _made(lambda path: (path / "chat_template.jinja").write_bytes(PAGE)),
+        PackageError,
+        "chat_template.jinja is not a template, but a web page (HTML)",
     ),
     BrokenCase(
         "a chat template that is not text",

@@ -56,3 +56,9 @@ def test_what_is_not_known_is_not_named() -> None:
     sound = file_of({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
     random = np.random.default_rng(0).integers(0, 256, HEAD_BYTES, np.uint8).tobytes()
     assert [other_kind(content[:HEAD_BYTES]) for content in (b"", sound, random)] == [None, None, None]
+
+
+def test_text_alone_says_nothing_of_a_template() -> None:
+    for template in (b"<|im_start|>{{ x }}", b"{% for m in messages %}", b"{{ bos }}", b'{"a": 1}', b""):
+        assert other_kind(template, is_text=True) is None
+    assert other_kind(KINDS["pointer"][0], is_text=True) and other_kind(KINDS["page"][0], is_text=True)
