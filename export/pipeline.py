@@ -1,4 +1,4 @@
-"""Checkpoint to package, step by step: open, plan, allocate, build, describe, verify, commit.
+"""Checkpoint to package, step by step: open, check the rest, plan, allocate, build, describe, verify, commit.
 
 A step that fails leaves nothing behind; a package exists only after every check has passed.
 """
@@ -32,6 +32,7 @@ from export.graphs.tensors import Tensors
 from export.quant import mix, sensitivity
 from export.quant.rules import DEFAULT_VISION, QuantPlan, Rule, default_language_scheme
 from export.quant.scheme import MixScheme, parse_language_scheme
+from export.ready import check_ready
 from export.writer import PackageWriter
 
 Progress = Callable[[str, int, int], None]
@@ -95,6 +96,7 @@ def export_package(
     for note in notes:
         LOG.warning("%s: %s", checkpoint.name, note)
     language = _language(spec, checkpoint)
+    check_ready(checkpoint, spec, needs_reference=options.verify and options.reference is True)
     carried = chat_files.carried(
         checkpoint, spec.prompt, template=options.chat_template, without=options.no_chat_template
     )

@@ -85,7 +85,9 @@ def open_composed(path: Path) -> Contents:
     files = dict(language.files)
     files.pop("preprocessor_config.json", None)  # how pictures are processed stands in composed.json
     if "tokenizer.json" not in files:
-        raise PackageError(f"{language_path} has no tokenizer.json, which the image token must be added to.")
+        raise PackageError(
+            f"{language_path} has no tokenizer.json, which the image token must be added to; {language.tokenizer_hint}"
+        )
     files["tokenizer.json"], image_token_id = add_special_token(
         files["tokenizer.json"], spec.image_token, f"{language_path}: tokenizer.json"
     )

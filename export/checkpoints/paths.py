@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgevlm.errors import PackageError
+from export.checkpoints.file_kinds import HEAD_BYTES, other_kind
 
 MAX_JSON_BYTES = 256 << 20
 """The largest tokenizer.json files on the Hub have about 35 MB."""
@@ -71,12 +72,8 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
     """Parsed JSON that must be an object; duplicate keys are refused, since readers disagree on which one counts."""
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise PackageError(f"{where} is not UTF-8 text (byte {error.start}).") from None
-    except json.JSONDecodeError as error:
-        raise PackageError(
-            f"{where} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _not_json(content, where, error) from None
     except RecursionError:
         raise PackageError(f"{where} is not usable: its JSON is nested too deeply.") from None
     except ValueError as error:  # an integer of more than 4,300 digits
@@ -86,6 +83,15 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PackageError(f"{where} must hold a JSON object, found {type(value).__name__}.")
     return value
+
+
+def _not_json(content: bytes, where: str, error: UnicodeDecodeError | json.JSONDecodeError) -> PackageError:
+    kind = None if content.lstrip().startswith((b"{", b"[")) else other_kind(content[:HEAD_BYTES])
+    if kind is not None:
+        return PackageError(f"{where} is not JSON, but {kind}.")
+    if isinstance(error, UnicodeDecodeError):
+        return PackageError(f"{where} is not UTF-8 text (byte {error.start}).")
+    return PackageError(f"{where} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.")
 
 
 class _DuplicateKeyError(Exception):

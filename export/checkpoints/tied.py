@@ -7,6 +7,7 @@ converters give the head more bits than the embedding.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def tied(contents: Contents) -> Contents:
             f"by at most {MAX_DIFFERENCE}; leave --tie-embeddings out."
         )
     config = {**contents.config, "tie_word_embeddings": True}
-    return Contents(contents.name, config, contents.files, _Tied(contents.source))
+    return replace(contents, config=config, source=_Tied(contents.source))
 
 
 def _difference(source: TensorSource, n_rows: int) -> float:

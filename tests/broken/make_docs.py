@@ -59,6 +59,7 @@ COMMANDS: dict[str, Callable[[Any], list[str]]] = {
     "packages": lambda argument: ["inspect", str(argument)],
     "checkpoints": lambda argument: ["export", str(argument), "-o", "out"],
     "configs": lambda argument: ["export", str(argument), "-o", "out"],
+    "exports": lambda argument: ["export", str(argument), "-o", "out"],
     "images": lambda argument: ["tiles", str(argument)],
     "commands": _words,
     "generation": _words,
