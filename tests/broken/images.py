@@ -65,14 +65,14 @@ CASES = [
     BrokenCase("directory", lambda tmp: tmp, ImageError, "is not a file"),
     BrokenCase("zero bytes", written("empty.jpg", b""), ImageError, "empty.jpg' is empty"),
     BrokenCase(
-        "text", written("note.png", b"hello, this is no picture\n"), ImageError, "not a picture in a known format"
+        "text", written("note.png", b"hello, this is no picture\n"), ImageError, "is text, not a picture"
     ),
     BrokenCase("svg", written("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), ImageError, "render it to PNG"),
     BrokenCase("xml", written("b.svg", b"\xef\xbb\xbf<?xml version='1.0'?><svg/>"), ImageError, "SVG or XML"),
     BrokenCase("heic", written("p.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40), ImageError, "HEIC"),
     BrokenCase("video", written("v.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isomiso2" + b"\0" * 40), ImageError, "a video"),
-    BrokenCase("pdf", written("d.pdf", b"%PDF-1.7\n%%EOF"), ImageError, "a document"),
-    BrokenCase("postscript", written("d.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n"), ImageError, "a document"),
+    BrokenCase("pdf", written("d.pdf", b"%PDF-1.7\n%%EOF"), ImageError, "a PDF document"),
+    BrokenCase("postscript", written("d.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n"), ImageError, "a PostScript document"),
     BrokenCase("signature only", written("s.png", b"\x89PNG\r\n\x1a\n"), ImageError, "s.png' is damaged"),
     BrokenCase("truncated png", written("t.png", encoded("PNG")[:-200]), ImageError, "t.png' is damaged"),
     BrokenCase("truncated jpeg", written("t.jpg", encoded("JPEG")[:400]), ImageError, "t.jpg' is damaged"),
@@ -95,7 +95,7 @@ CASES = [
     BrokenCase("long side", written("long.png", png_header(70_000, 2)), ImageError, "longest accepted side is 65,535"),
     BrokenCase("zero-sized png", written("z.png", png_header(0, 5)), ImageError, "z.png'"),
     BrokenCase("float tiff", written("f.tif", float_tiff()), ImageError, "floating-point"),
-    BrokenCase("32-bit tiff", written("w.tif", wide_tiff()), ImageError, "0 to 1048576"),
+    BrokenCase("32-bit tiff", written("w.tif", wide_tiff()), ImageError, "32 bits, whose white is not known"),
     BrokenCase("bytes of nothing", lambda tmp: b"", ImageError, "of 0 bytes is empty"),
     BrokenCase("random bytes", lambda tmp: bytes(range(7, 99)), ImageError, "of 92 bytes is not a picture"),
     BrokenCase("float array", lambda tmp: np.zeros((4, 4, 3), np.float32), ImageError, "float32 is not accepted"),
