@@ -18,7 +18,6 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +31,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from edgevlm.errors import ImageError
 from edgevlm.file_kinds import HEAD_BYTES, foreign_kind, is_avif, is_text
-from edgevlm.picture_memory import decoding_bytes
+from edgevlm.picture_memory import PictureHeader, decoding_bytes
 from edgevlm.sample_layout import sample_layout, unreadable
 from edgevlm.samples import STRIP_PIXELS, grey_to_8, on_white, to_rgb
 from edgevlm.spec import ProcessorSpec, Resample
@@ -55,19 +54,6 @@ class Readable(Protocol):
 
 
 ImageSource = str | os.PathLike[str] | bytes | Readable | Image.Image | NDArray[Any]
-
-
-@dataclass(frozen=True)
-class PictureHeader:
-    """What is known of a picture before its pixels are decoded."""
-
-    label: str
-    """How messages name it."""
-    height_px: int
-    width_px: int
-    """As stored: an EXIF orientation may swap the two."""
-    decoding_bytes: int
-    """The most that decoding takes, its RGB included."""
 
 
 BeforeDecoding = Callable[[PictureHeader], None]
@@ -112,7 +98,7 @@ def load_image(source: ImageSource, before_decoding: BeforeDecoding | None = Non
     Raises ImageError, naming the file, for whatever cannot become such a picture.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, before_decoding)
     if isinstance(source, Image.Image):
         return _decode(source, "the given PIL image", before_decoding)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -354,13 +340,16 @@ def _orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any], before_decoding: BeforeDecoding | None) -> NDArray[np.uint8]:
     label = f"the array of shape {array.shape} and type {array.dtype}"
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4):
         hint = " Move the channels to the end first." if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
         raise ImageError(f"{label} is not a picture; expected (height, width) or (height, width, 1, 3 or 4).{hint}")
     _check_size(array.shape[0], array.shape[1], label)
+    if before_decoding is not None:
+        n_pixels = array.shape[0] * array.shape[1]
+        before_decoding(PictureHeader(label, array.shape[0], array.shape[1], 4 * n_pixels))
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype == np.uint16:

@@ -8,9 +8,15 @@ megapixels (2026-11-29); tests/edgevlm/test_picture_memory.py holds them to be u
 from __future__ import annotations
 
 import os
+import weakref
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile
+
+from edgevlm.spec import ProcessorSpec
 
 if TYPE_CHECKING:
     from edgevlm.tiling import TilePlan
@@ -31,6 +37,19 @@ _JPEG2000_CHANNEL_BYTES = 6
 _PPM_BYTES = 14
 """Samples with a white other than 255 are scaled in Python: 12 measured."""
 _RLE_BYTES = 3
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """What is known of a picture before its pixels are decoded."""
+
+    label: str
+    """How messages name it."""
+    height_px: int
+    width_px: int
+    """As stored: an EXIF orientation may swap the two."""
+    decoding_bytes: int
+    """The most that decoding takes, its RGB included."""
 
 
 def decoding_bytes(picture: Image.Image) -> int:
@@ -57,6 +76,38 @@ def cutting_bytes(height_px: int, width_px: int, plan: TilePlan) -> int:
     thumbnail = max(height_px, width_px) * plan.tile_px * plan.thumbnail
     tiles = plan.n_tiles * plan.tile_px**2
     return _RGB_BYTES * (max(most, thumbnail) * 7 // 3 + canvas + 2 * tiles) + _STRIP_BYTES
+
+
+class HeldPictures:
+    """The decoded pictures that someone still holds: a conversation keeps those of its turns."""
+
+    def __init__(self) -> None:
+        self._pictures: list[tuple[weakref.ref[NDArray[np.uint8]], int]] = []
+        """With what cutting each takes."""
+
+    def add(self, image: NDArray[np.uint8], spec: ProcessorSpec) -> None:
+        """Counts `image` (H, W, 3) as long as it lives."""
+        self._pictures.append((weakref.ref(image), _most_cutting_bytes(image.shape[0], image.shape[1], spec)))
+
+    def bytes_with(self, header: PictureHeader, spec: ProcessorSpec) -> int:
+        """Returns the most that the pictures take while another is decoded, or cut after that.
+
+        One of those held may be cut in the background meanwhile.
+        """
+        self._pictures = [(image, cutting) for image, cutting in self._pictures if image() is not None]
+        alive = [(image.nbytes, cutting) for held, cutting in self._pictures if (image := held()) is not None]
+        held_bytes = sum(n_bytes for n_bytes, _ in alive)
+        rgb_bytes = _RGB_BYTES * header.height_px * header.width_px
+        own = max(header.decoding_bytes, rgb_bytes + _most_cutting_bytes(header.height_px, header.width_px, spec))
+        return held_bytes + max((cutting for _, cutting in alive), default=0) + own
+
+
+def _most_cutting_bytes(height_px: int, width_px: int, spec: ProcessorSpec) -> int:
+    """As `cutting_bytes`, for the picture upright or lying: its orientation may not be known yet."""
+    from edgevlm.tiling import plan_tiles  # tiling imports image, which imports this module
+
+    sizes = ((height_px, width_px), (width_px, height_px))
+    return max(cutting_bytes(*size, plan_tiles(*size, spec)) for size in sizes)
 
 
 def _decoder_bytes(picture: ImageFile.ImageFile, loaded: int) -> float:

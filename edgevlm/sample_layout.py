@@ -26,6 +26,12 @@ _PHOTOMETRICS = {
     0: "grey with a white zero", 1: "grey", 2: "RGB", 3: "palette", 4: "a mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB",
     9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv",
 }  # fmt: skip
+_START_OF_SCAN = 0xDA
+_JPEG_FRAMES = {
+    0xC3: "lossless JPEG", 0xC5: "hierarchical JPEG", 0xC6: "hierarchical JPEG", 0xC7: "lossless JPEG",
+    0xCB: "lossless JPEG", 0xCD: "hierarchical JPEG", 0xCE: "hierarchical JPEG", 0xCF: "lossless JPEG", 0xF7: "JPEG-LS",
+}  # fmt: skip
+"""Markers of frames that Pillow may not decode. Source: ITU T.81, table B.1, and T.87."""
 _SIZ = b"\xff\x4f\xff\x51"
 """JPEG 2000: start of a codestream and its size segment."""
 _SIZ_WITHIN_BYTES = 4 << 20
@@ -76,8 +82,8 @@ def unreadable(stream: IO[bytes], head: bytes, reason: str) -> str:
     kind = None
     if head.startswith((b"II", b"MM")):
         kind = _unread_tiff(stream, reason)
-    elif head.startswith(b"\xff\xd8") and "cannot handle" in reason:
-        kind = f"is a JPEG with {reason.removeprefix('cannot handle ')}"
+    elif head.startswith(b"\xff\xd8"):
+        kind = _unread_jpeg(head, reason)
     elif head.startswith(b"BM") and "Unsupported BMP" in reason:
         kind = f"is a BMP of a rare form ({reason[0].lower() + reason[1:]})"
     if kind is None:
@@ -139,6 +145,11 @@ def _of_jpeg2000(stream: IO[bytes], mode: str, label: str) -> SampleLayout:
         raise ImageError(
             f"{label} is a JPEG 2000 picture with a palette of {depths[0]} bits, which Pillow misreads; {_AS_PNG}."
         )
+    if not mode.startswith("I;16") and max(depths, default=8) > 8:
+        raise ImageError(
+            f"{label} is a JPEG 2000 picture of {n_channels} channels of {max(depths)} bits, whose white Pillow reads "
+            f"as black; {_AS_PNG}."
+        )
     if mode.startswith("I;16") and depths:
         return SampleLayout(bits=min(depths[0], 16), is_padded=True)
     return SampleLayout(channel_bits=depths if min(depths, default=8) < 8 else ())
@@ -169,6 +180,18 @@ def _unread_tiff(stream: IO[bytes], reason: str) -> str | None:
     kind = {2: "signed ", 3: "floating-point "}.get(sample_format, "")
     colour = _PHOTOMETRICS.get(photometric, f"photometric {photometric}")
     return f"is a TIFF of {n_samples} {kind}{'sample' if n_samples == 1 else 'samples'} of {bits} bits ({colour})"
+
+
+def _unread_jpeg(head: bytes, reason: str) -> str | None:
+    """Names the frame of a JPEG that Pillow refused; None when it is the usual one."""
+    if "cannot handle" in reason:
+        return f"is a JPEG with {reason.removeprefix('cannot handle ')}"
+    at = 2
+    while at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] != _START_OF_SCAN:
+        if head[at + 1] in _JPEG_FRAMES:
+            return f"is a {_JPEG_FRAMES[head[at + 1]]} picture"
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return None
 
 
 def _is_raw(tags: Any) -> bool:
