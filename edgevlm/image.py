@@ -22,7 +22,7 @@ from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Protocol
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 from urllib.request import url2pathname
 
 import numpy as np
@@ -58,6 +58,11 @@ ImageSource = str | os.PathLike[str] | bytes | Readable | Image.Image | NDArray[
 
 BeforeDecoding = Callable[[PictureHeader], None]
 """Is told about a picture before its pixels are decoded, and may refuse it by raising."""
+
+_TEXT_PICTURES = (b"P1", b"P2", b"P3")
+"""PNM's forms that are written as text."""
+
+_NETWORK_SCHEMES = ("http", "https", "ftp", "s3", "gs", "hf")
 
 _WHOLE_PIXELS = 8 << 20
 """A picture with more pixels is resized in strips, so that Pillow's copy of it is never whole."""
@@ -133,19 +138,22 @@ def load_image(source: ImageSource, before_decoding: BeforeDecoding | None = Non
 def picture_path(source: str | os.PathLike[str]) -> Path:
     """Return the path that `source` names: a path, or a file:// address of this machine.
 
-    Raises ImageError for an address elsewhere.
+    An address that was taken for a path has lost a slash and is known all the same. Raises ImageError for an address
+    elsewhere.
     """
     text = os.fsdecode(source)
-    scheme = text.partition("://")[0].lower() if "://" in text else ""
-    if scheme in ("http", "https", "ftp", "s3", "gs", "hf"):
+    scheme, colon, rest = text.partition(":")
+    if colon and rest.startswith("/") and scheme.lower() in _NETWORK_SCHEMES:
         raise ImageError(f"{text!r} is an address on the network; download the picture first and give its path.")
-    if scheme != "file":
+    if scheme.lower() != "file" or not rest.startswith("/"):
         return Path(text)
-    address = urlsplit(text)
-    if address.netloc not in ("", "localhost"):
-        raise ImageError(f"{text!r} names a file on {address.netloc!r}; expected file:///PATH of this machine.")
-    # A question mark or a hash that was not written as %3F or %23 belongs to the name all the same.
-    return Path(url2pathname(text[len("file://") + len(address.netloc) :]))
+    host, path = "", rest
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        path = slash + path
+    if host not in ("", "localhost"):
+        raise ImageError(f"{text!r} names a file on {host!r}; expected file:///PATH of this machine.")
+    return Path(url2pathname(path))
 
 
 def resize(image: NDArray[np.uint8], height_px: int, width_px: int, resample: Resample) -> NDArray[np.uint8]:
@@ -264,6 +272,8 @@ def _open_and_decode(stream: IO[bytes], label: str, before_decoding: BeforeDecod
         kind = "is text, not a picture" if is_text(head) else "is not a picture in a known format"
         raise ImageError(f"{label} {kind}; expected one of {', '.join(FORMATS)}.") from None
     except (*_DECODE_ERRORS, MemoryError) as error:
+        if is_text(head) and not head.startswith(_TEXT_PICTURES):
+            raise ImageError(f"{label} is text, not a picture; expected one of {', '.join(FORMATS)}.") from None
         raise ImageError(f"{label} {unreadable(stream, head, _first_line(error))}") from error
     with picture:
         return _decode(picture, label, before_decoding)

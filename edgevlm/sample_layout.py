@@ -36,6 +36,7 @@ _SIZ = b"\xff\x4f\xff\x51"
 """JPEG 2000: start of a codestream and its size segment."""
 _SIZ_WITHIN_BYTES = 4 << 20
 """How far it is looked for: behind a JP2's header, with its colour profile."""
+_RAW_FILE, _DEVELOP = "is a camera's raw file", "develop it, or take the camera's JPEG"
 _AS_PNG = "save it as PNG with 8 or 16 bits first"
 
 
@@ -86,6 +87,8 @@ def unreadable(stream: IO[bytes], head: bytes, reason: str) -> str:
         kind = _unread_jpeg(head, reason)
     elif head.startswith(b"BM") and "Unsupported BMP" in reason:
         kind = f"is a BMP of a rare form ({reason[0].lower() + reason[1:]})"
+    if kind == _RAW_FILE:
+        return f"{kind}; {_DEVELOP}."
     if kind is None:
         return f"is damaged and cannot be opened: {reason}."
     return f"{kind}, which cannot be read; {_AS_PNG}."
@@ -94,10 +97,7 @@ def unreadable(stream: IO[bytes], head: bytes, reason: str) -> str:
 def _of_tiff(picture: TiffImagePlugin.TiffImageFile, label: str) -> SampleLayout:
     tags: Any = picture.tag_v2
     if _is_raw(tags):
-        raise ImageError(
-            f"{label} is a camera's raw file, of which only a thumbnail could be read; develop it, or take the "
-            "camera's JPEG."
-        )
+        raise ImageError(f"{label} {_RAW_FILE}, of which only a thumbnail could be read; {_DEVELOP}.")
     bits, sample_format = _first(tags, _BITS, 1), _first(tags, _SAMPLE_FORMAT, 1)
     if sample_format == 2 or (sample_format == 1 and bits == 32):
         kind = "signed samples" if sample_format == 2 else "samples"
@@ -166,7 +166,7 @@ def _unread_tiff(stream: IO[bytes], reason: str) -> str | None:
         stream.seek(tags.next)
         tags.load(stream)
         if _is_raw(tags):
-            return "is a camera's raw file"
+            return _RAW_FILE
         n_samples, bits, photometric = tags.get(_SAMPLES, 1), _first(tags, _BITS, 1), tags.get(_PHOTOMETRIC, 0)
         sample_format = _first(tags, _SAMPLE_FORMAT, 1)
         compression = tags.get(_COMPRESSION, 1)

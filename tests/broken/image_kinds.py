@@ -74,7 +74,7 @@ FILES: list[tuple[str, str, bytes, str]] = [
     ("json answer", "p.png", b'{"error": {"code": 404}}', "an answer in JSON"),
     ("base64 text", "p.txt", b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAAB", "written as base64"),
     ("data address in a file", "p.txt", b"data:image/png;base64,iVBORw0KGgo=", "a data: address saved as text"),
-    ("text that begins like a ppm", "n.txt", b"P6 is the name of a processor from 1995.", "damaged"),
+    ("text that begins like a ppm", "n.txt", b"P6 is the name of a processor from 1995.", "is text, not a picture"),
     ("text that begins like a ppm but is none", "n.txt", b"P25 radios are digital.", "is text, not a picture"),
     ("zeros only", "z.jpg", bytes(600), "only zero bytes"),
 ]  # fmt: skip

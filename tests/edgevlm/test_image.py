@@ -88,7 +88,24 @@ def test_file_objects_and_addresses_give_the_same_pixels(tmp_path: Path) -> None
         for source in sources:
             np.testing.assert_array_equal(load_image(source), NOISE)
     assert picture_path(path.as_uri()) == picture_path(str(path)) == picture_path(path) == path
+    assert picture_path(Path(path.as_uri())) == path  # a command line's
     assert picture_path("a%20b.png") == Path("a%20b.png")  # only an address is decoded
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("file://host/a.png", "a file on 'host'"),
+        ("https://example.org/a.png", "'https://example.org/a.png' is an address on the network"),
+        ("data:image/png;base64,@@", "not valid base64"),
+        ("data:image/png;base64", "has no comma"),
+        ("data:image/png;base64,aGVsbG8=", "the data: address of 5 bytes is text"),
+    ],
+)
+def test_addresses_that_give_no_picture(address: str, said: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_image(address)
+    assert said in str(caught.value)
 
 
 def test_what_is_told_before_the_pixels_are_decoded() -> None:
