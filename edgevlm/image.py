@@ -32,8 +32,8 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from edgevlm.errors import ImageError
 from edgevlm.file_kinds import HEAD_BYTES, foreign_kind, is_avif, is_text
 from edgevlm.picture_memory import PictureHeader, decoding_bytes
-from edgevlm.sample_layout import sample_layout, unreadable
-from edgevlm.samples import STRIP_PIXELS, grey_to_8, on_white, to_rgb
+from edgevlm.sample_layout import black_is_zero, mark_white_is_zero, sample_layout, unreadable
+from edgevlm.samples import STRIP_PIXELS, WHOLE_PIXELS, grey_to_8, on_white, to_rgb
 from edgevlm.spec import ProcessorSpec, Resample
 
 MAX_PIXELS = 120_000_000
@@ -64,9 +64,6 @@ _TEXT_PICTURES = (b"P1", b"P2", b"P3")
 
 _NETWORK_SCHEMES = ("http", "https", "ftp", "s3", "gs", "hf")
 
-_WHOLE_PIXELS = 8 << 20
-"""A picture with more pixels is resized in strips, so that Pillow's copy of it is never whole."""
-
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -84,7 +81,9 @@ _DECODE_ERRORS = (
     TypeError,
     AttributeError,
     OverflowError,
-    NotImplementedError,
+    RuntimeError,
+    AssertionError,
+    ZeroDivisionError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -168,7 +167,7 @@ def resize(image: NDArray[np.uint8], height_px: int, width_px: int, resample: Re
     shorter_px, narrower_px = image.shape[0] - height_px, image.shape[1] - width_px
     if shorter_px > 0 and shorter_px > 2 * narrower_px:
         image = _resize_in_strips(image, height_px, image.shape[1], resample, axis=1)
-    if image.shape[0] * image.shape[1] > _WHOLE_PIXELS and resample != "nearest":
+    if image.shape[0] * image.shape[1] > WHOLE_PIXELS and resample != "nearest":
         image = _resize_in_strips(image, image.shape[0], width_px, resample, axis=0)
         return _resize_in_strips(image, height_px, width_px, resample, axis=1)
     return _resized(image, height_px, width_px, resample)
@@ -180,7 +179,7 @@ def _resize_in_strips(
     """One pass of `resize`: strips of rows (`axis` 0) change their width, strips of columns (1) their height."""
     if image.shape[:2] == (height_px, width_px):
         return image
-    if image.shape[0] * image.shape[1] <= _WHOLE_PIXELS:
+    if image.shape[0] * image.shape[1] <= WHOLE_PIXELS:
         return _resized(image, height_px, width_px, resample)
     out = np.empty((height_px, width_px, 3), dtype=np.uint8)
     step = max(1, STRIP_PIXELS // image.shape[1 - axis])
@@ -303,6 +302,11 @@ def _open(stream: IO[bytes], head: bytes) -> ImageFile.ImageFile:
             if name == "PPM" and str(error) == "not a PPM file":
                 continue
             reason = error
+            twin = black_is_zero(stream) if name == "TIFF" else None
+            if twin is not None:
+                picture = factory(twin, "")
+                mark_white_is_zero(picture)
+                return picture
     if reason is not None:
         raise OSError(str(reason) or type(reason).__name__)
     raise UnidentifiedImageError

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from edgevlm.samples import WHOLE_PIXELS
 from edgevlm.spec import ProcessorSpec
 
 if TYPE_CHECKING:
@@ -66,16 +67,26 @@ def decoding_bytes(picture: Image.Image) -> int:
 
 def cutting_bytes(height_px: int, width_px: int, plan: TilePlan) -> int:
     """Returns the most that cutting a picture adds beside its RGB: what it is resized to, the canvas, the tiles."""
-    size, most = (height_px, width_px), 0
-    for resized in (*plan.resizes, plan.canvas):
-        # One pass leaves one side as it was; the other pass is then made in strips or from that.
-        between = max(size[0] * resized[1], resized[0] * size[1])
-        most = max(most, size[0] * size[1] * (size != (height_px, width_px)) + between + resized[0] * resized[1])
-        size = resized
-    canvas = plan.canvas[0] * plan.canvas[1]
-    thumbnail = max(height_px, width_px) * plan.tile_px * plan.thumbnail
-    tiles = plan.n_tiles * plan.tile_px**2
-    return _RGB_BYTES * (max(most, thumbnail) * 7 // 3 + canvas + 2 * tiles) + _STRIP_BYTES
+    size, held, peak = (height_px, width_px), 0, 0
+    for resized in plan.resizes:
+        peak = max(peak, held + _resizing_bytes(size, resized))
+        size, held = resized, _RGB_BYTES * resized[0] * resized[1]
+    canvas = _RGB_BYTES * plan.canvas[0] * plan.canvas[1]
+    tiles = _RGB_BYTES * plan.n_tiles * plan.tile_px**2
+    thumbnail = _resizing_bytes((height_px, width_px), (plan.tile_px, plan.tile_px)) if plan.thumbnail else 0
+    return max(peak, held + canvas + 2 * tiles + thumbnail) + _STRIP_BYTES
+
+
+def _resizing_bytes(size: tuple[int, int], resized: tuple[int, int]) -> int:
+    """What `edgevlm.image.resize` takes beside its source; Pillow's pictures have 4 bytes a pixel."""
+    n_source, n_result = size[0] * size[1], resized[0] * resized[1]
+    shorter_px, narrower_px = size[0] - resized[0], size[1] - resized[1]
+    is_vertical_first = shorter_px > 0 and shorter_px > 2 * narrower_px
+    n_between = resized[0] * size[1] if is_vertical_first else size[0] * resized[1]
+    result = (_RGB_BYTES + 4) * n_result
+    if n_source <= WHOLE_PIXELS:
+        return 4 * n_source + (_RGB_BYTES + 4) * n_between + result
+    return (_RGB_BYTES + (4 if n_between <= WHOLE_PIXELS else 0)) * n_between + result
 
 
 class HeldPictures:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 from typing import IO, Any
 
 from PIL import Image, ImageFile, TiffImagePlugin
@@ -76,6 +77,39 @@ def sample_layout(picture: Image.Image, label: str) -> SampleLayout:
     if picture.format == "JPEG2000" and isinstance(picture, ImageFile.ImageFile) and picture.fp is not None:
         return _of_jpeg2000(picture.fp, picture.mode, label)
     return SampleLayout()
+
+
+def black_is_zero(stream: IO[bytes]) -> IO[bytes] | None:
+    """Returns a copy of a deep grey TIFF whose white is zero, marked as the opposite, which Pillow does read.
+
+    None for every other file. The picture opened from it has to be told with `mark_white_is_zero`.
+    """
+    stream.seek(0)
+    data = bytearray(stream.read())
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(data[:4]))
+    if order is None:
+        return None
+    entries: dict[int, tuple[int, int]] = {}  # tag → (where its value stands, the value as a short)
+    try:
+        (at,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", data, entry)
+            entries[tag] = (entry + 8, value)
+    except struct.error:
+        return None
+    where, photometric = entries.get(_PHOTOMETRIC, (0, 1))
+    n_samples, bits = entries.get(_SAMPLES, (0, 1))[1], entries.get(_BITS, (0, 1))[1]
+    if photometric != 0 or n_samples != 1 or bits not in (12, 16):
+        return None
+    struct.pack_into(f"{order}H", data, where, 1)
+    return BytesIO(bytes(data))
+
+
+def mark_white_is_zero(picture: Image.Image) -> None:
+    """Undoes in the tags of a picture what `black_is_zero` did to its file."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        picture.tag_v2[_PHOTOMETRIC] = 0
 
 
 def unreadable(stream: IO[bytes], head: bytes, reason: str) -> str:

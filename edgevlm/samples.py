@@ -19,6 +19,9 @@ from edgevlm.sample_layout import SampleLayout
 STRIP_PIXELS = 1 << 20
 """What is converted at once: a few megabytes as RGBA."""
 
+WHOLE_PIXELS = 8 << 20
+"""A picture with more pixels is resized in strips too, so that Pillow's copy of it is never whole."""
+
 _STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     2: lambda upright: upright[:, ::-1],
     3: lambda upright: upright[::-1, ::-1],

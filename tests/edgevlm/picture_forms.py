@@ -191,7 +191,7 @@ PNG_FORMS = [
 # ---- TIFF from samples
 
 
-def tiff_grey(bits: int, photometric: int, order: str, deflated: bool = False, fill_order: int = 1) -> Form:
+def tiff_grey(bits: int, photometric: int, order: str, deflated: bool = False) -> Form:
     def make(random: Random) -> tuple[bytes, Rgb]:
         samples, largest = random_samples(random, bits), (1 << bits) - 1
         expected = grey(samples if photometric else largest - samples, largest)
@@ -263,10 +263,8 @@ def tiff_palette(bits: int, short: bool) -> Form:
 TIFF_FORMS = [
     *(tiff_grey(bits, photo, order) for bits in (1, 2, 4, 8) for photo in (0, 1) for order in "<>"),
     *(tiff_grey(16, 1, order, deflated) for order in "<>" for deflated in (False, True)),
-    tiff_grey(16, 0, "<"),
-    tiff_grey(16, 0, "<", deflated=True),
-    tiff_grey(12, 1, "<"),
-    tiff_grey(12, 1, "<", deflated=True),
+    *(tiff_grey(16, 0, order, deflated) for order in "<>" for deflated in (False, True)),
+    *(tiff_grey(12, photo, "<", deflated) for photo in (0, 1) for deflated in (False, True)),
     *(tiff_colour(bits, order, deflated=deflated) for bits in (8, 16) for order in "<>" for deflated in (False, True)),
     *(tiff_colour(bits, order, extra=extra) for bits in (8, 16) for order in "<>" for extra in (0, 1, 2)),
     tiff_colour(8, "<", extra=2, zero=True),

@@ -150,7 +150,7 @@ def test_resizing_in_strips_changes_no_pixel(
 ) -> None:
     noise = np.random.default_rng(3).integers(0, 256, (97, 83, 3), dtype=np.uint8)
     expected = resize(noise, *size, resample)
-    monkeypatch.setattr("edgevlm.image._WHOLE_PIXELS", 10)
+    monkeypatch.setattr("edgevlm.image.WHOLE_PIXELS", 10)
     monkeypatch.setattr("edgevlm.image.STRIP_PIXELS", 700)
     np.testing.assert_array_equal(resize(noise, *size, resample), expected)
 
@@ -270,6 +270,14 @@ def test_jpeg_is_decoded_as_pillow_does(mode: str) -> None:
     data = encoded("JPEG", mode)
     with Image.open(BytesIO(data)) as picture:
         np.testing.assert_array_equal(load_image(data), np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("brand", [b"avif", b"mif1", b"miaf", b"MA1B"])
+def test_avif_is_known_by_any_of_its_brands(brand: bytes) -> None:
+    """HEIC has the main brand `mif1` too; what else a file says of itself decides."""
+    data = encoded("AVIF")
+    assert data[8:12] == b"avif" and b"avif" in data[16:40]
+    np.testing.assert_array_equal(load_image(data[:8] + brand + data[12:]), load_image(data))
 
 
 def test_one_pixel_and_panorama() -> None:

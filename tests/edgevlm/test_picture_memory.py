@@ -222,6 +222,7 @@ import json
 import numpy as np
 from edgevlm.machine_memory import peak_memory_bytes, resident_bytes
 from edgevlm.tiles_drawing import SCHEMES
+from edgevlm.tiling import cut_tiles, plan_tiles
 from edgevlm.picture_memory import cutting_bytes
 
 spec, image = SCHEMES[{name!r}][0], np.zeros(({size[0]}, {size[1]}, 3), np.uint8)
