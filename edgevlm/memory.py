@@ -4,13 +4,14 @@ With onnxruntime the estimate is an upper bound on the peak resident size: the c
 cache at full context, the tower loaded beside it, and the largest activations of a prefill chunk and of a batch of
 tiles. It reads the manifest and the ONNX headers, never the weights. Measured on the demo model (135M at w4g32, tower
 at w8) with a context of 4,096: estimated 481 MiB, peak 433 MiB (2026-11-24); the features of pictures that a
-conversation keeps are counted beside that, at their limit, which one picture does not reach.
+conversation keeps are counted beside that, at their limit, which one picture does not reach. What a picture's pixels
+take is added when its header is read (edgevlm/picture_memory.py), before they are decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, TILE_BATCHES
 from edgevlm.errors import BackendError
@@ -72,12 +73,14 @@ class MemoryEstimate:
     vision_activations_bytes: int
     picture_bytes: int
     """Features of pictures that are kept for later questions, at most."""
+    pixel_bytes: int = 0
+    """Pictures that are held, decoded and cut, at most; none before the first."""
 
     @property
     def running_bytes(self) -> int:
         """What an answer adds to a loaded language model."""
         activations = self.language_activations_bytes + self.vision_activations_bytes
-        return self.kv_bytes + self.vision_bytes + activations + self.picture_bytes
+        return self.kv_bytes + self.vision_bytes + activations + self.picture_bytes + self.pixel_bytes
 
     @property
     def new_bytes(self) -> int:
@@ -101,6 +104,7 @@ class MemoryEstimate:
                 ("vision tower", self.vision_bytes),
                 ("activations", activations),
                 ("pictures", self.picture_bytes),
+                ("their pixels", self.pixel_bytes),
             ]
         parts.append(("process and libraries", self.process_bytes + LIBRARY_BYTES))
         return ", ".join(f"{name} {_mb(size)}" for name, size in parts if size)
@@ -196,6 +200,30 @@ def check_memory(
             f"({estimate.describe()}), {_mb(available)} are available; close other programs, {advice}"
         )
     return estimate
+
+
+def admit_picture(estimate: MemoryEstimate, label: str, pixel_bytes: int, budget_bytes: int | None) -> MemoryEstimate:
+    """Returns the estimate with room for `pixel_bytes` of pictures, the one that `label` names among them.
+
+    Raises BackendError with the numbers when it is above `budget_bytes`, or, without a budget, above what the machine
+    has left. The estimate never goes down: it bounds the peak of the process.
+    """
+    larger = replace(estimate, pixel_bytes=max(estimate.pixel_bytes, pixel_bytes))
+    advice = "make the picture smaller first"
+    if budget_bytes is not None and larger.total_bytes > budget_bytes:
+        raise BackendError(
+            f"{label}: {_mb(larger.total_bytes)} are needed with this picture ({larger.describe()}), the memory budget "
+            f"is {_mb(budget_bytes)}; raise the budget or {advice}"
+        )
+    available, resident = available_bytes(), resident_bytes()
+    if budget_bytes is None and available is not None and resident is not None:
+        needed = max(larger.total_bytes - resident, 0)
+        if needed > available:
+            raise BackendError(
+                f"{label}: {_mb(needed)} more are needed with this picture ({larger.describe()}), {_mb(available)} are "
+                f"available; close other programs or {advice}"
+            )
+    return larger
 
 
 def _packed_bytes(tensor: StoredTensor) -> int:
