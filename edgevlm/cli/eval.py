@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgevlm.cli.options import add_load_options, load_arguments
 from edgevlm.cli.output import answer, json_object, note, table
 from edgevlm.cli.parser import Subparsers, number
-from edgevlm.cli.paths import input_file, output_file
+from edgevlm.cli.paths import input_file, output_file, source_argument
 from edgevlm.cli.progress import ProgressBar
 from edgevlm.errors import UsageError
 
@@ -49,7 +49,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("package", type=input_file, metavar="PACKAGE", help="package directory")
     parser.add_argument(
-        "--set", required=True, metavar="NAME",
+        "--set", required=True, type=source_argument, metavar="NAME",
         help="easy-vqa, scenes or captions (made by assets/demo/sets.py), or the directory of a set of your own",
     )  # fmt: skip
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="ask only N questions, chosen at random")

@@ -22,7 +22,7 @@ def input_path(text: str) -> Path:
     A name that exists as it stands is meant. Otherwise a file:// URL is decoded, ~ is the home, and quotes and
     backslashes are those of a shell. Raises UsageError for a URL of another kind.
     """
-    literal = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for the home of an unknown user
+    literal = _at_home(text)
     if os.path.lexists(literal):
         return Path(literal)
     if _URL.match(text):
@@ -32,13 +32,13 @@ def input_path(text: str) -> Path:
         return Path(literal)
     if _URL.match(unquoted):
         return _of_url(unquoted)
-    found = os.path.expanduser(unquoted)  # noqa: PTH111
+    found = _at_home(unquoted)
     return Path(found) if text[:1] in "'\"" or os.path.lexists(found) else Path(literal)
 
 
 def output_path(text: str) -> Path:
     """Returns the file that `text` names for writing: as it stands, but for ~ and file:// URLs."""
-    path = _of_url(text) if _URL.match(text) else Path(os.path.expanduser(text))  # noqa: PTH111
+    path = _of_url(text) if _URL.match(text) else Path(_at_home(text))
     if "\0" in str(path):
         raise UsageError(f"{text!r}: a file's name has no zero byte")
     return path
@@ -64,6 +64,11 @@ def _argument(kind: Callable[[str], Path], text: str) -> Path:
         return kind(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _at_home(text: str) -> str:
+    """Returns `text` with ~ as the home; that of an unknown user stays as it is."""
+    return text if "\0" in text else os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises there
 
 
 def _of_url(text: str) -> Path:

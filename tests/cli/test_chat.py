@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -214,3 +215,21 @@ def test_interrupt_cancels_the_answer_and_the_second_one_leaves(package: str, ch
     process.stdin = None
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, "")
+
+
+def test_no_line_ends_the_conversation(
+    package: str, typed: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Commands with arguments of every kind of character, none of which is a path to elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    drawn = random.Random(0)
+    characters = "ab 'ab' \"\\\t~%:?*[]{}()$`|&;<>#!é漢🙂\udce9\x00\x1b\u202e\x7f.-=+,@^"
+    commands = ("/image ", "/save ", "/reset ", "/help ", "/", "/dance ", "/image file:", "/save file:", "/image ~")
+    lines = [drawn.choice(commands) + "".join(drawn.choices(characters, k=drawn.randrange(12))) for _ in range(400)]
+    typed(*(line for line in lines if line.strip() != "/quit"), "/reset", "Still there?", "/save said.json")
+    main(["chat", package, *SHORT])
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and "defect" not in err, err[-3000:]
+    assert [m["role"] for m in json.loads(Path("said.json").read_text())["messages"]] == ["user", "assistant"]
+    assert err.count("edgevlm: error: ") > 200
