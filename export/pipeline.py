@@ -43,7 +43,7 @@ CHAT_TEMPLATE_NAME = "chat_template.jinja"
 _FP32_BYTES = 4
 _SCALE_BYTES_ONNX = 4
 _FIXED_BYTES = 64 << 20
-"""Allowance for tokenizer files, rope tables, norms and alignment."""
+"""Allowance for tokenizer files, norms and alignment."""
 
 
 @dataclass(frozen=True)
