@@ -45,7 +45,7 @@ CARD_NAME = "README.md"
 _FP32_BYTES = 4
 _SCALE_BYTES_ONNX = 4
 _FIXED_BYTES = 64 << 20
-"""Allowance for tokenizer files, rope tables, norms and alignment."""
+"""Allowance for tokenizer files, norms and alignment."""
 
 
 @dataclass(frozen=True)

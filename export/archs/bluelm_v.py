@@ -15,7 +15,7 @@ from typing import Any
 from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.spec import ProcessorSpec, PromptSpec
 from export.archs import dinov2, llama
-from export.archs.fields import Fields, square_grid, tied
+from export.archs.fields import Fields, shown, square_grid, tied
 from export.archs.files import check_image_token, generation_spec
 from export.archs.picture_processor import LARGEST, SMALLEST, channels, has_picture_processor, number
 from export.archspec import ArchSpec, ConnectorSpec, LinearSpec, NameMap
@@ -39,7 +39,9 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
     vision = dinov2.vision_spec(vision_fields, tile_px)
     language = llama.language_spec(text, tied=_tied(top, text))
     image_token_id = top.integer("image_token_id")
-    image_token = str(top.get("image_token", IMAGE_TOKEN))
+    image_token = top.get("image_token", IMAGE_TOKEN)
+    if not isinstance(image_token, str) or not image_token:
+        raise PackageError(f"{top.where('image_token')} must be a text, found {shown(image_token)}")
     check_image_token(files, image_token, image_token_id)
     grid, factor = square_grid(vision_fields, tile_px, vision.patch), top.integer("scale_factor", 2)
     if factor > grid:

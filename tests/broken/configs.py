@@ -71,6 +71,7 @@ SIZES = [
         vision_config={**tiny.VISION, "image_size": 1024, "patch_size": 1},
     ),
     _unsupported("a tile of 2^23 pixels", "patches; at most 16,384 are implemented", maker="bluelm_v", tile_px=1 << 23),
+    _case("bluelm_v: an image token that is a number", "image_token must be a text", maker="bluelm_v", image_token=7),
     _case("a text_config that is false", "text_config must be an object", maker="smolvlm", text_config=False),
 ]
 

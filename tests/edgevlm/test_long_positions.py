@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 import struct
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from edgevlm.backends.native import NativeSession
 from edgevlm.backends.native_library import library_path
 from edgevlm.backends.onnx import OnnxSession
-from edgevlm.errors import BackendError, PackageError
+from edgevlm.errors import BackendError, PackageError, UsageError
 from edgevlm.memory import NativeChoice, check_memory, estimate_memory
 from edgevlm.package import Package, open_package
 from export import probes
@@ -27,6 +29,7 @@ from export.graphs.positions import inverse_frequencies
 from export.pipeline import ExportOptions, export_package
 from tests import tiny
 from tvm_schedules.compile import compile_package
+from tvm_schedules.onnx_graph import OnnxGraph
 from tvm_schedules.plan import GRAPH, HEADER, NONE, OP, OP_CODES
 
 POSITIONS = 1_010_000
@@ -213,6 +216,54 @@ def test_plans_with_tables_are_still_read_and_answer_the_same(package: Package, 
     np.testing.assert_array_equal(old.prefill([ids], places), expected)
     others = NativeSession(with_tables(package, tmp_path / "tables", 512, 3), context=64)
     np.testing.assert_array_equal(others.prefill([ids], places), expected)
+
+
+def exported_before(package: Package, directory: Path, n_positions: int) -> Package:
+    """The package with a decoder graph as it was written before: two tables of all positions, and no plan."""
+    shutil.copytree(package.path, directory, ignore=shutil.ignore_patterns("lib"))
+    path = directory / "onnx" / "decoder_model_merged_q4.onnx"
+    model = onnx.load(path, load_external_data=False)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    (frequencies,) = OnnxGraph(path).array("rope.full.frequencies")[None]
+    angles = (np.arange(n_positions, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
+    for name, function in (("rope.full.cos", math.cos), ("rope.full.sin", math.sin)):
+        table = np.vectorize(function)(angles).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(table, name))
+    model.graph.initializer.remove(stored["rope.full.frequencies"])
+    for node in [node for node in model.graph.node if node.name.startswith("/model/rope/")]:
+        model.graph.node.remove(node)
+    for node in model.graph.node:
+        if node.op_type == "RotaryEmbedding":
+            node.input[1:] = ["position_ids", "rope.full.cos", "rope.full.sin"]
+    onnx.save_model(model, path)
+    manifest = json.loads((directory / "edgevlm.json").read_text())
+    manifest["compiled"] = []
+    manifest["files"] = [entry for entry in manifest["files"] if not entry["path"].startswith("lib/")]
+    manifest["decoder"]["max_position_embeddings"] = manifest["decoder"]["default_context"] = n_positions
+    for entry in manifest["files"]:
+        if entry["path"] == f"onnx/{path.name}":
+            data = path.read_bytes()
+            entry |= {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (directory / "edgevlm.json").write_text(json.dumps(manifest))
+    return open_package(directory)
+
+
+def test_graphs_with_tables_still_run_and_compile(package: Package, tmp_path: Path) -> None:
+    ids, places = tokens(), np.arange(1, 1 + LENGTH)
+    old = exported_before(package, tmp_path / "old", 512)
+    expected = OnnxSession(package, context=64).prefill([ids], places)
+    found = OnnxSession(old, context=64).prefill([ids], places)
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 2e-2
+    compile_package(old.path, "x86_64", probes.text()[:2000])
+    plan = (old.path / "lib" / "x86_64" / "plan.bin").read_bytes()
+    assert HEADER.unpack_from(plan)[8] == 512
+    assert all(NONE not in OP.unpack_from(plan, at)[-5:-3] for at in appends(plan))
+    if library_path().exists():
+        native = NativeSession(open_package(old.path), context=64, kv_bits=FLOAT_CACHE).prefill([ids], places)
+        wanted = NativeSession(package, context=64, kv_bits=FLOAT_CACHE).prefill([ids], places)
+        assert np.linalg.norm(native - wanted) / np.linalg.norm(wanted) < 2e-2
+        with pytest.raises(UsageError, match=r"a context of 600 tokens is outside 1\.\.512"):
+            NativeSession(open_package(old.path), context=600)
 
 
 @needs_library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -17,9 +18,23 @@ from tests.tolerances import TINY_FEATURES, TINY_LOGITS
 pytestmark = pytest.mark.reference
 
 BOUNDS = {"features": TINY_FEATURES.bound, "logits": TINY_LOGITS.bound}
-QUICK, MANY = range(0, 60), range(1000, 1800)
+QUICK, MANY = range(0, 60), range(1000, 1600)
 EQUAL_SHARE = 0.8
-"""Of the cases that transformers answers, at least this share is answered by us (measured: see MEASURED)."""
+"""Of the cases that transformers answers, at least this share is answered by us: 0.897 of 378 in MANY (2026-11-29)."""
+ALONE = (
+    (r"drawn at random: \['lm_head\.weight'\]$", "an untied model without a head takes the embedding, and says so"),
+    (r"unsupported operand type\(s\) for //", "a size may be a pair of equal numbers, for every tower"),
+    (
+        r"error for field '(?!rms_norm|layer_norm|hidden_act|num_|.*_size)",
+        "odd types of fields that nobody reads",
+    ),
+    (r"error for field '(rms|layer)_norm_eps'", "a whole number is a number"),
+    (r"validator 'validate_(layer_type|rope)'", "layer_types of a llama, rope_scaling beside text_config: not read"),
+    (r"AttributeError: 'Idefics3Config' object|KeyError: \"Missing required keys", "rope_scaling beside text_config"),
+    (r"list index out of range", "dtype of an odd type"),
+    (r"not asked$", "a huge number in a field that nobody computes by"),
+)
+"""Why we may answer what transformers does not, by its reason; any other reason fails."""
 
 
 def run(numbers: Iterable[int], directory: Path) -> tuple[Counter[str], list[str]]:
@@ -52,7 +67,8 @@ def judge(
         fault = [] if named else [f"{case}: the refusal names no field: {mine}"]
         return ("refused by both" if isinstance(other, str) else "refused by us"), fault
     if isinstance(other, str):
-        return "answered by us alone", []
+        known = any(re.search(reason, other) for reason, _ in ALONE)
+        return "answered by us alone", [] if known else [f"{case}: we answer where transformers says: {other}"]
     for name, values in mine.items():
         if values.shape != other[name].shape or not np.abs(values - other[name]).max() <= BOUNDS[name]:
             return "different", [f"{case}: {name} differ"]
