@@ -13,6 +13,7 @@ from typing import Any
 
 from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.tokenizer import read_backend
+from edgevlm.tokenizers_library import written
 from export.checkpoints.paths import parse_object
 
 CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -54,14 +55,14 @@ def unified(files: Mapping[str, bytes], model_type: str, where: str) -> dict[str
     padded = {"pad_token": padding["pad_token"]} if isinstance(padding, dict) and padding.get("pad_token") else {}
     names = {**padded, **defaults, **tokens.names}
     backend = _backend(files[TOKENIZER].decode("utf-8"), where)
-    original = backend.to_str()
+    original = written(backend, f"{where}: {TOKENIZER}")
     backend.no_truncation()
     backend.no_padding()
     if steps is not None:
         backend = _backend(json.dumps(_rebuilt(state, steps(state, config), rebuilding, where)), where)
     _add(backend, tokens, names, rebuilding)
     _check_ids(backend, tokens, where)
-    result, text = dict(files), backend.to_str()
+    result, text = dict(files), written(backend, f"{where}: {TOKENIZER}")
     if text != original:
         result[TOKENIZER] = text.encode("utf-8")
     texts = {name: None if value is None else _content(value) for name, value in names.items()}

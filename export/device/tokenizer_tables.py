@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError, ParityError, UnsupportedModelError
-from edgevlm.manifest_values import MAX_VOCAB
 from edgevlm.tokenizer import Tokenizer
-from edgevlm.tokenizers_library import tokenizers_errors
+from edgevlm.tokenizers_library import written
 from export.device.regex import Automaton, compile_regex, isolated_set, literal
 from export.device.table_file import write_tables
 from export.device.unicode_forms import FORMS, form_tables
@@ -68,11 +67,7 @@ class _Tables:
 def tokenizer_tables(tokenizer: Tokenizer) -> bytes:
     """Returns device/tokenizer.bin. Raises UnsupportedModelError naming what a phone cannot do."""
     backend = tokenizer.backend
-    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
-    if largest >= MAX_VOCAB:  # the library would write a list with a place for each id
-        raise PackageError(f"tokenizer.json has the token id {largest}; vocabularies have at most {MAX_VOCAB} tokens")
-    with tokenizers_errors("tokenizer.json", "cannot be used"):
-        state = json.loads(backend.to_str())
+    state = json.loads(written(backend))
     tables = _Tables()
     normalizer = _normalizer(state["normalizer"], tables)
     steps = _pre_tokenizer(state["pre_tokenizer"], tables)
@@ -98,7 +93,7 @@ def check_splits(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
     """Compares the automata of a tokenizer's Split steps with the library on `texts`. Raises ParityError."""
     from tokenizers import Regex, pre_tokenizers
 
-    for pattern in _patterns(json.loads(tokenizer.backend.to_str())["pre_tokenizer"]):
+    for pattern in _patterns(json.loads(written(tokenizer.backend))["pre_tokenizer"]):
         automaton = compile_regex(pattern)
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
         for text in texts:
