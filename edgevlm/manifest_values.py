@@ -19,6 +19,8 @@ MAX_SIDE_TILES = 256
 MAX_TILES = 4096
 MAX_TEXT_CHARS = 4096
 """Of one of the texts around image tokens, and of the image token itself; those of models have less than 40."""
+MAX_PICTURE_CHARS = 1 << 26
+"""Of one picture's image tokens as text, which a prompt is encoded from; published models stay below 2 million."""
 SMALLEST, LARGEST = 1e-6, 1e6
 """Factors and divisors of pixels; between them float32 neither overflows nor vanishes."""
 KV_BITS = (4, 8, 16)
@@ -35,6 +37,10 @@ def wrong_values(manifest: Manifest) -> Iterator[str]:
         yield from wrong_processor(processor)
     if prompt is not None:
         yield from wrong_prompt(prompt, decoder.vocab_size)
+    if processor is not None and prompt is not None:
+        n_chars = (processor.max_tiles + 1) * prompt.tokens_per_tile * len(prompt.image_token)
+        if n_chars > MAX_PICTURE_CHARS:
+            yield f"a picture of {processor.max_tiles} tiles takes {n_chars} characters, at most {MAX_PICTURE_CHARS}"
     names = [graph.name for graph in manifest.graphs]
     if len(set(names)) != len(names):
         yield f"'graphs' lists a graph twice: {sorted(names)}"

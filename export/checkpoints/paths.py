@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -68,6 +69,10 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         raise PackageError(f"{path} cannot be read: {error.strerror}.") from None
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""As JSON writes half of a character beyond U+FFFF; two halves are a whole."""
+
+
 def parse_object(content: bytes, where: str) -> dict[str, Any]:
     """Parsed JSON that must be an object; duplicate keys are refused, since readers disagree on which one counts."""
     try:
@@ -82,7 +87,17 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
         raise PackageError(f"{where} has the key {error.args[0]!r} twice.") from None
     if not isinstance(value, dict):
         raise PackageError(f"{where} must hold a JSON object, found {type(value).__name__}.")
+    if _SURROGATE.search(content) and not _is_text(value):
+        raise PackageError(f"{where} has half a character (a lone \\ud800 to \\udfff), which is no text.")
     return value
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _not_json(content: bytes, where: str, error: UnicodeDecodeError | json.JSONDecodeError) -> PackageError:

@@ -239,6 +239,12 @@ SNAPSHOTS = [
     _case("config.json is a list", _snapshot(config=[1]), PackageError, "must hold a JSON object, found list"),
     _case("config.json nested 100,000 deep", _snapshot(config=b"[" * 100_000), PackageError, "nested too deeply"),
     _case("config.json is not text", _snapshot(config=b"\xff\xfe{}"), PackageError, "is not UTF-8"),
+    _case(
+        "config.json with half a character",
+        _snapshot(config=b'{"model_type": "llama", "name": "\\udc00"}'),
+        PackageError,
+        "half a character",
+    ),
     _case("config.json without model_type", _snapshot(config={}), PackageError, "has no 'model_type'"),
     _case(
         "weights quantised by another tool",

@@ -54,7 +54,7 @@ _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], str], ...] = (
     ("top_p of NaN", _fields(top_p=float("nan")), "top_p must be a finite number"),
     ("min_p above 1", _fields(min_p=2), "min_p is 2"),
     ("repetition_penalty of 0", _fields(repetition_penalty=0), "repetition_penalty is 0"),
-    ("repetition_penalty beyond all floats", _checkpoint('{"repetition_penalty": 1e999}'), "repetition_penalty must be a"),
+    ("repetition_penalty without end", _checkpoint('{"repetition_penalty": 1e999}'), "repetition_penalty must be a"),
     ("do_sample as a word", _fields(do_sample="yes"), "do_sample must be true or false"),
     ("eos_token_id as nested lists", _fields(eos_token_id=[[1, 2]]), "eos_token_id must be an integer"),
     ("eos_token_id as a text", _fields(eos_token_id="</s>"), "eos_token_id must be an integer"),

@@ -249,6 +249,11 @@ def _same_place(manifest: dict[str, Any]) -> None:
     manifest["decoder"]["cache"][1]["kind"] = "key"
 
 
+def _long_pictures(manifest: dict[str, Any]) -> None:
+    manifest["processor"]["max_tiles"] = 4096
+    manifest["prompt"]["tokens_per_tile"] = 1 << 16
+
+
 def _graph_twice(manifest: dict[str, Any]) -> None:
     manifest["graphs"].append(dict(manifest["graphs"][0]))
 
@@ -298,6 +303,7 @@ _VALUES: tuple[tuple[str, Callable[[Path], Any], str], ...] = (
     ("a negative image token", _prompt("image_token_id", -200), "prompt.image_token_id is -200"),
     ("image token without a text", _prompt("image_token", ""), "prompt.image_token is empty"),
     ("5,000 characters for each picture", _prompt("image_prefix", _LONG), "prompt.image_prefix has 5,000 characters"),
+    ("a picture of 2 GB of text", _manifest(_long_pictures), "a picture of 4096 tiles takes 1879506944 characters"),
     ("a graph listed twice", _manifest(_graph_twice), "lists a graph twice"),
     ("compiled twice for one architecture", _manifest(_compiled_twice), "lists an architecture twice"),
     ("NPU: batches that leave a tile over", _set("npu", value={**_NPU, "tile_batches": [4, 2]}), "down to 1"),
