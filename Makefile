@@ -173,7 +173,7 @@ test-reference: $(VENV_REFERENCE)/.reference ## the comparisons live against tra
 	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m pytest -m '(reference or weights) and not android and not emulated' $(PYTEST_FLAGS)
 
 DEBIAN_TOOLS := clang-19 lld-19 llvm-19 qemu-user gcc-aarch64-linux-gnu g++-aarch64-linux-gnu \
-  openjdk-17-jdk-headless aapt apksigner zipalign android-framework-res dexdump android-libnativehelper-dev adb
+  openjdk-17-jdk-headless aapt apksigner zipalign android-framework-res dexdump android-libnativehelper-dev adb strace util-linux
 deps: ## install the optional Debian tools (tests that need them skip without)
 	command -v apt-get >/dev/null || { echo "make deps knows Debian's apt-get only; install by hand: $(DEBIAN_TOOLS)" >&2; exit 1; }
 	root=''; [ "$$(id -u)" = 0 ] || root=sudo

@@ -5,11 +5,22 @@ A message says what failed, on which thing, what was expected and found, and wha
 
 from __future__ import annotations
 
+MAX_MESSAGE_CHARS = 2000
+"""A damaged file can put a megabyte where a name was expected; its beginning and end are enough to find it."""
+
 
 class EdgeVLMError(Exception):
     """Root of all errors raised on purpose; `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Returns the message, its middle left out where it is longer than MAX_MESSAGE_CHARS."""
+        text = super().__str__()
+        if len(text) <= MAX_MESSAGE_CHARS:
+            return text
+        kept = MAX_MESSAGE_CHARS // 2
+        return f"{text[:kept]} … {len(text) - 2 * kept:,} characters … {text[-kept:]}"
 
 
 class UsageError(EdgeVLMError):

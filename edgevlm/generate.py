@@ -17,6 +17,7 @@ import numpy as np
 from edgevlm.backends.draft_tree import shared_length
 from edgevlm.backends.session import Cancelled, Float32, Int64, Segment, Session
 from edgevlm.errors import BackendError, UsageError
+from edgevlm.generation_defaults import settled
 from edgevlm.machine_memory import peak_memory_bytes
 from edgevlm.sampling import Sampler, SamplingParams
 from edgevlm.spec import GenerationSpec
@@ -58,6 +59,7 @@ def generation_options(
 
     A package that does not sample is greedy unless `temperature`, `top_k`, `top_p` or `min_p` is given.
     """
+    defaults = settled(defaults)
     samples = defaults.do_sample or any(value is not None for value in (temperature, top_k, top_p, min_p))
     default_temperature = defaults.temperature if samples else 0.0
 

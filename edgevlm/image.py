@@ -1,26 +1,39 @@
 """Pictures in: any source becomes RGB uint8 (height, width, 3), upright, and later normalised float32 tiles.
 
 The rules, so that nothing depends on a reader's guess: EXIF orientation is applied; transparency is composited on
-white; CMYK is converted as Pillow does (Adobe's inverted JPEGs included); 16-bit grey is scaled, not clipped; of an
-animation the first frame is taken; colour profiles are ignored, as Hugging Face's processors do. Float arrays are
-refused, because their range cannot be known. A picture's size is checked before its pixels are decoded.
+white; alpha that a BMP, or a TIFF without ExtraSamples, leaves at zero everywhere is none, as browsers take it; CMYK is
+converted as Pillow does (Adobe's inverted JPEGs included); grey of any depth is scaled by the file's white, in the
+file's polarity; colour of 16 bits is cut to its upper byte, as Hugging Face's processors do; of an animation the first
+frame is taken; colour profiles are ignored, as Hugging Face's processors do. Floating-point, signed and 32-bit samples
+are refused, because their range cannot be known. A picture's size is checked before its pixels are decoded. A file that
+is no picture is named as what it is.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
+from urllib.parse import unquote_to_bytes
+from urllib.request import url2pathname
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from edgevlm.errors import ImageError
+from edgevlm.file_kinds import HEAD_BYTES, foreign_kind, is_avif, is_text
+from edgevlm.picture_memory import PictureHeader, decoding_bytes
+from edgevlm.sample_layout import black_is_zero, mark_white_is_zero, sample_layout, unreadable
+from edgevlm.samples import STRIP_PIXELS, WHOLE_PIXELS, grey_to_8, on_white, to_rgb
 from edgevlm.spec import ProcessorSpec, Resample
 
 MAX_PIXELS = 120_000_000
@@ -32,7 +45,24 @@ MAX_SIDE_PX = 65_535
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM")
 """Tried in this order. Formats that run other programs (EPS) or are rarely pictures are left out on purpose."""
 
-ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
+
+class Readable(Protocol):
+    """A file object that is open for reading bytes."""
+
+    def read(self) -> bytes:
+        """Returns the rest of the file."""
+
+
+ImageSource = str | os.PathLike[str] | bytes | Readable | Image.Image | NDArray[Any]
+
+
+BeforeDecoding = Callable[[PictureHeader], None]
+"""Is told about a picture before its pixels are decoded, and may refuse it by raising."""
+
+_TEXT_PICTURES = (b"P1", b"P2", b"P3")
+"""PNM's forms that are written as text."""
+
+_NETWORK_SCHEMES = ("http", "https", "ftp", "s3", "gs", "hf")
 
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -40,17 +70,6 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation → what undoes it."""
 
 _DECODE_ERRORS = (
     OSError,
@@ -62,8 +81,9 @@ _DECODE_ERRORS = (
     TypeError,
     AttributeError,
     OverflowError,
-    NotImplementedError,
-    MemoryError,
+    RuntimeError,
+    AssertionError,
+    ZeroDivisionError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -72,54 +92,109 @@ _DECODE_ERRORS = (
 """What Pillow's decoders raise on damaged files (found by flipping bytes, see tests/edgevlm/test_image.py)."""
 
 
-def load_image(source: ImageSource) -> NDArray[np.uint8]:
+def load_image(source: ImageSource, before_decoding: BeforeDecoding | None = None) -> NDArray[np.uint8]:
     """Return `source` as RGB uint8 (height, width, 3), upright and C-contiguous.
 
-    `source` is a path, the bytes of an image file, a PIL image, or an array: uint8, uint16 (scaled to 8 bits) or bool,
+    `source` is a path, a file:// or data: address, the bytes of an image file, a file object open for reading bytes
+    (read from its beginning where it can go there), a PIL image, or an array: uint8, uint16 (scaled to 8 bits) or bool,
     (height, width) or (height, width, 1 | 3 | 4).
 
     Raises ImageError, naming the file, for whatever cannot become such a picture.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, before_decoding)
     if isinstance(source, Image.Image):
-        return _decode(source, "the given PIL image")
+        return _decode(source, "the given PIL image", before_decoding)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _open_and_decode(BytesIO(data), f"the given picture of {len(data)} bytes")
-    if not isinstance(source, str | Path):
-        raise ImageError(
-            f"an object of type {type(source).__name__} is not a picture; expected a path, bytes, a PIL image or a "
-            "uint8 array."
-        )
-    path = Path(source)
-    label = repr(str(path))
-    try:
-        if path.exists() and not path.is_file():
-            raise ImageError(f"{label} is not a file; give the path of one picture.")
-        with path.open("rb") as stream:
-            return _open_and_decode(stream, label)
-    except FileNotFoundError:
-        raise ImageError(f"{label} does not exist; check the path of the picture.") from None
-    except PermissionError:
-        raise ImageError(f"{label} cannot be read; check its permissions.") from None
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{label} cannot be opened: {_first_line(error)}.") from error
+        return _open_and_decode(BytesIO(data), f"the given picture of {len(data)} bytes", before_decoding)
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        data = _from_data_address(source)
+        return _open_and_decode(BytesIO(data), f"the data: address of {len(data)} bytes", before_decoding)
+    if isinstance(source, str | os.PathLike):
+        path = picture_path(source)
+        label = repr(str(path))
+        try:
+            if path.exists() and not path.is_file():
+                raise ImageError(f"{label} is not a file; give the path of one picture.")
+            with path.open("rb") as stream:
+                return _open_and_decode(stream, label, before_decoding)
+        except FileNotFoundError:
+            raise ImageError(f"{label} does not exist; check the path of the picture.") from None
+        except PermissionError:
+            raise ImageError(f"{label} cannot be read; check its permissions.") from None
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{label} cannot be opened: {_first_line(error)}.") from error
+    if hasattr(source, "read"):
+        label = f"the file object of type {type(source).__name__}"
+        return _open_and_decode(BytesIO(_read(source, label)), label, before_decoding)
+    raise ImageError(
+        f"an object of type {type(source).__name__} is not a picture; expected a path, bytes, a file object, a PIL "
+        "image or a uint8 array."
+    )
+
+
+def picture_path(source: str | os.PathLike[str]) -> Path:
+    """Return the path that `source` names: a path, or a file:// address of this machine.
+
+    An address that was taken for a path has lost a slash and is known all the same. Raises ImageError for an address
+    elsewhere.
+    """
+    text = os.fsdecode(source)
+    scheme, colon, rest = text.partition(":")
+    if colon and rest.startswith("/") and scheme.lower() in _NETWORK_SCHEMES:
+        raise ImageError(f"{text!r} is an address on the network; download the picture first and give its path.")
+    if scheme.lower() != "file" or not rest.startswith("/"):
+        return Path(text)
+    host, path = "", rest
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        path = slash + path
+    if host not in ("", "localhost"):
+        raise ImageError(f"{text!r} names a file on {host!r}; expected file:///PATH of this machine.")
+    return Path(url2pathname(path))
 
 
 def resize(image: NDArray[np.uint8], height_px: int, width_px: int, resample: Resample) -> NDArray[np.uint8]:
     """Return `image` (H, W, 3) resized by Pillow's antialiased filter, the one that the models were trained with.
 
     Vertically first where Pillow 13 does so, whatever Pillow is installed: older ones never do, and the order shows in
-    single levels.
+    single levels. A large picture goes through either pass in strips, which changes no pixel: a pass looks along one
+    side only.
     """
     if image.shape[:2] == (height_px, width_px):
         return image
-    picture, method = Image.fromarray(image), _RESAMPLE[resample]
-    shorter_px, narrower_px = picture.height - height_px, picture.width - width_px
+    shorter_px, narrower_px = image.shape[0] - height_px, image.shape[1] - width_px
     if shorter_px > 0 and shorter_px > 2 * narrower_px:
-        picture = picture.resize((picture.width, height_px), method)
-    return np.asarray(picture.resize((width_px, height_px), method))
+        image = _resize_in_strips(image, height_px, image.shape[1], resample, axis=1)
+    if image.shape[0] * image.shape[1] > WHOLE_PIXELS and resample != "nearest":
+        image = _resize_in_strips(image, image.shape[0], width_px, resample, axis=0)
+        return _resize_in_strips(image, height_px, width_px, resample, axis=1)
+    return _resized(image, height_px, width_px, resample)
+
+
+def _resize_in_strips(
+    image: NDArray[np.uint8], height_px: int, width_px: int, resample: Resample, axis: int
+) -> NDArray[np.uint8]:
+    """One pass of `resize`: strips of rows (`axis` 0) change their width, strips of columns (1) their height."""
+    if image.shape[:2] == (height_px, width_px):
+        return image
+    if image.shape[0] * image.shape[1] <= WHOLE_PIXELS:
+        return _resized(image, height_px, width_px, resample)
+    out = np.empty((height_px, width_px, 3), dtype=np.uint8)
+    step = max(1, STRIP_PIXELS // image.shape[1 - axis])
+    for begin in range(0, image.shape[axis], step):
+        if axis == 0:
+            rows = image[begin : begin + step]
+            out[begin : begin + step] = _resized(rows, rows.shape[0], width_px, resample)
+        else:
+            columns = image[:, begin : begin + step]
+            out[:, begin : begin + step] = _resized(columns, height_px, columns.shape[1], resample)
+    return out
+
+
+def _resized(image: NDArray[np.uint8], height_px: int, width_px: int, resample: Resample) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(image).resize((width_px, height_px), _RESAMPLE[resample]))
 
 
 def normalize(tiles: NDArray[np.uint8], spec: ProcessorSpec) -> NDArray[np.float32]:
@@ -153,21 +228,54 @@ def _normalized_values(
     return (rescaled[None, :] - means[:, None]) / stds[:, None]
 
 
-def _open_and_decode(stream: IO[bytes], label: str) -> NDArray[np.uint8]:
-    head = stream.read(512)
+def _from_data_address(address: str) -> bytes:
+    """The bytes of a data: address. Source: RFC 2397."""
+    header, comma, body = address.partition(",")
+    if not comma:
+        raise ImageError("a data: address has no comma; expected data:image/png;base64, and the picture behind it.")
+    content = unquote_to_bytes(body)
+    if not header.lower().endswith(";base64"):
+        return content
+    try:
+        return base64.b64decode(content, validate=True)
+    except binascii.Error as error:
+        raise ImageError(f"a data: address is not valid base64: {_first_line(error)}.") from error
+
+
+def _read(source: Any, label: str) -> bytes:
+    try:
+        if hasattr(source, "seek") and (not hasattr(source, "seekable") or source.seekable()):
+            source.seek(0)  # whoever has just written a picture into it stands at its end
+        data = source.read()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ImageError(f"{label} cannot be read: {_first_line(error)}.") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(f"{label} gives {type(data).__name__}, expected bytes; open it in binary mode ('rb').")
+    return bytes(data)
+
+
+def _open_and_decode(stream: IO[bytes], label: str, before_decoding: BeforeDecoding | None) -> NDArray[np.uint8]:
+    head = stream.read(HEAD_BYTES)
     if not head:
         raise ImageError(f"{label} is empty; expected a picture.")
-    stream.seek(0)
+    kind = foreign_kind(head)
+    if kind is not None:
+        raise ImageError(f"{label} {kind}")
     try:
         picture = _open(stream, head)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{label} is too large to decode: {_first_line(error)} Make it smaller first.") from error
     except UnidentifiedImageError:
-        raise ImageError(f"{label} {_what_it_is(head)}") from None
-    except _DECODE_ERRORS as error:
-        raise ImageError(f"{label} is damaged and cannot be opened: {_first_line(error)}.") from error
+        if is_avif(head):
+            raise ImageError(f"{label} is an AVIF picture, for which this Pillow has no decoder; update it.") from None
+        kind = "is text, not a picture" if is_text(head) else "is not a picture in a known format"
+        raise ImageError(f"{label} {kind}; expected one of {', '.join(FORMATS)}.") from None
+    except (*_DECODE_ERRORS, MemoryError) as error:
+        if is_text(head) and not head.startswith(_TEXT_PICTURES):
+            raise ImageError(f"{label} is text, not a picture; expected one of {', '.join(FORMATS)}.") from None
+        raise ImageError(f"{label} {unreadable(stream, head, _first_line(error))}") from error
     with picture:
-        return _decode(picture, label)
+        return _decode(picture, label, before_decoding)
 
 
 def _open(stream: IO[bytes], head: bytes) -> ImageFile.ImageFile:
@@ -183,31 +291,59 @@ def _open(stream: IO[bytes], head: bytes) -> ImageFile.ImageFile:
         if name not in Image.OPEN:
             continue
         factory, accept = Image.OPEN[name]
-        if accept is not None and accept(head[:16]) is not True:
+        # AVIF may stand among the other brands; a text may begin like a PPM.
+        accepted = accept is None or accept(head[:16]) is True or (name == "AVIF" and is_avif(head))
+        if not accepted:
             continue
         stream.seek(0)
         try:
             return factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            if name == "PPM" and str(error) == "not a PPM file":
+                continue
             reason = error
+            twin = black_is_zero(stream) if name == "TIFF" else None
+            if twin is not None:
+                picture = factory(twin, "")
+                mark_white_is_zero(picture)
+                return picture
     if reason is not None:
         raise OSError(str(reason) or type(reason).__name__)
     raise UnidentifiedImageError
 
 
-def _decode(picture: Image.Image, label: str) -> NDArray[np.uint8]:
+def _decode(picture: Image.Image, label: str, before_decoding: BeforeDecoding | None) -> NDArray[np.uint8]:
     width_px, height_px = picture.size
     _check_size(height_px, width_px, label)
+    if before_decoding is not None:
+        before_decoding(PictureHeader(label, height_px, width_px, decoding_bytes(picture)))
     try:
+        layout = sample_layout(picture, label)
+        low_bytes = None if layout.clear_low is None else _low_bytes(picture)
         picture.load()
-        upright = _UPRIGHT.get(_orientation(picture))
-        pixels = _to_rgb(picture, label)
         # Pillow's TIFF reader has turned the picture already and dropped the tag, so the tag is read after loading.
-        if upright is not None:
-            pixels = np.asarray(Image.fromarray(pixels).transpose(upright))
+        return to_rgb(picture, layout, _orientation(picture), low_bytes, label)
+    except MemoryError as error:
+        raise ImageError(
+            f"{label} of {width_px} x {height_px} pixels does not fit in memory; make it smaller first."
+        ) from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{label} is damaged and cannot be decoded: {_first_line(error)}.") from error
-    return np.ascontiguousarray(pixels)
+
+
+def _low_bytes(picture: Image.Image) -> Image.Image | None:
+    """The lower bytes of a PNG of 16-bit colour, of which Pillow keeps the upper ones."""
+    stream: IO[bytes] | None = getattr(picture, "fp", None)
+    if stream is None:
+        return None
+    position = stream.tell()
+    stream.seek(0)
+    twin = Image.OPEN["PNG"][0](stream, "")
+    # Read in the other byte order, the lower byte stands where Pillow takes the upper one from.
+    twin.tile = [tile._replace(args="RGB;16L") for tile in twin.tile]
+    twin.load()
+    stream.seek(position)
+    return twin
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -218,52 +354,40 @@ def _orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _to_rgb(picture: Image.Image, label: str) -> NDArray[np.uint8]:
-    mode = picture.mode
-    if mode.startswith("I;16"):
-        grey = _grey16_to_8(np.asarray(picture).astype(np.uint16))
-        clear = picture.info.get("transparency")
-        if isinstance(clear, int):
-            grey = np.where(np.asarray(picture) == clear, np.uint8(255), grey)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if mode == "I":
-        wide = np.asarray(picture)
-        if wide.min() < 0 or wide.max() > 65_535:
-            raise ImageError(f"{label} has 32-bit samples from {wide.min()} to {wide.max()}; expected 8 or 16 bits.")
-        return np.repeat(_grey16_to_8(wide.astype(np.uint16))[..., None], 3, axis=2)
-    if mode == "F":
-        raise ImageError(f"{label} has floating-point samples of unknown range; convert it to 8 bits first.")
-    if mode == "RGBa" or mode == "La":
-        picture = picture.convert("RGBA" if mode == "RGBa" else "LA")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, layer)
-    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-
-
-def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any], before_decoding: BeforeDecoding | None) -> NDArray[np.uint8]:
     label = f"the array of shape {array.shape} and type {array.dtype}"
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4):
         hint = " Move the channels to the end first." if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
         raise ImageError(f"{label} is not a picture; expected (height, width) or (height, width, 1, 3 or 4).{hint}")
     _check_size(array.shape[0], array.shape[1], label)
+    if before_decoding is not None:
+        n_pixels = array.shape[0] * array.shape[1]
+        before_decoding(PictureHeader(label, array.shape[0], array.shape[1], 4 * n_pixels))
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype == np.uint16:
-        array = _grey16_to_8(array)
+        levels = np.empty(array.shape, dtype=np.uint8)
+        n_rows = max(1, STRIP_PIXELS // array.shape[1])
+        for top in range(0, array.shape[0], n_rows):
+            levels[top : top + n_rows] = grey_to_8(array[top : top + n_rows], 65_535)
+        array = levels
     elif array.dtype != np.uint8:
         raise ImageError(f"{label} is not accepted; expected uint8 (0 to 255), uint16 or bool.")
     if array.ndim == 2 or channels == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if channels == 4:
-        return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), label)
+        return _alpha_on_white(array)
     return np.ascontiguousarray(array)
 
 
-def _grey16_to_8(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _alpha_on_white(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    out = np.empty((*array.shape[:2], 3), dtype=np.uint8)
+    n_rows = max(1, STRIP_PIXELS // array.shape[1])
+    for top in range(0, array.shape[0], n_rows):
+        rows = np.ascontiguousarray(array[top : top + n_rows])
+        out[top : top + n_rows] = on_white(Image.fromarray(rows))
+    return out
 
 
 def _check_size(height_px: int, width_px: int, label: str) -> None:
@@ -278,21 +402,6 @@ def _check_size(height_px: int, width_px: int, label: str) -> None:
         raise ImageError(
             f"{label} is {width_px} x {height_px}; the longest accepted side is {MAX_SIDE_PX:,} pixels. Crop it first."
         )
-
-
-def _what_it_is(head: bytes) -> str:
-    """End the sentence "FILE ..." for a file that no decoder accepts."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    brands = head[8:32] if head[4:8] == b"ftyp" else b""
-    if b"<svg" in text or text.startswith(b"<?xml"):
-        return "is an SVG or XML drawing, not a picture of pixels; render it to PNG first."
-    if any(brand in brands for brand in (b"heic", b"heix", b"heif", b"mif1", b"hevc")):
-        return "is a HEIC picture, which Pillow cannot read; save it as JPEG or PNG first."
-    if brands:
-        return "is a video, not a picture; take a frame of it as JPEG or PNG first."
-    if head.startswith(b"%PDF") or head.startswith(b"%!PS"):
-        return "is a document, not a picture; render a page to PNG first."
-    return f"is not a picture in a known format; expected one of {', '.join(FORMATS)}."
 
 
 def _first_line(error: BaseException) -> str:

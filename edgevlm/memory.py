@@ -4,13 +4,14 @@ With onnxruntime the estimate is an upper bound on the peak resident size: the c
 cache at full context, the tower loaded beside it, and the largest activations of a prefill chunk and of a batch of
 tiles. It reads the manifest and the ONNX headers, never the weights. Measured on the demo model (135M at w4g32, tower
 at w8) with a context of 4,096: estimated 481 MiB, peak 433 MiB (2026-11-24); the features of pictures that a
-conversation keeps are counted beside that, at their limit, which one picture does not reach.
+conversation keeps are counted beside that, at their limit, which one picture does not reach. What a picture's pixels
+take is added when its header is read (edgevlm/picture_memory.py), before they are decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, TILE_BATCHES
 from edgevlm.errors import BackendError
@@ -29,6 +30,11 @@ _LIVE_WIDE_TENSORS, _LIVE_HIDDEN_TENSORS = 3, 8
 """Activations alive at once in a block: gate, up and their product; residual, norm, q, k, v and outputs."""
 
 
+_POSITION_TABLES = ("rope.full.cos", "rope.full.sin")
+"""For all positions of the model, in packages made before they were computed. Nothing packs them, and only rows of the
+context are touched: with two of 259 MB, a session of 4,000 tokens peaked at 87 MB (2026-11-29)."""
+_PLAN_VERSION_TABLES = 2
+"""The last version of plans that have such tables."""
 _NATIVE_KV_BITS = (8, 8)
 _CACHE_BLOCK = 64
 """The engine's cache holds a multiple of this many tokens."""
@@ -55,7 +61,7 @@ class MemoryEstimate:
     process_bytes: int
     """Resident before loading."""
     table_bytes: int
-    """The embedding table, read in place."""
+    """The embedding table, and the rows of position tables that the context reaches; read in place."""
     packed_bytes: int
     """onnxruntime's packed copies of the decoder's matrices; the file behind them is unmapped after loading."""
     loading_bytes: int
@@ -67,12 +73,14 @@ class MemoryEstimate:
     vision_activations_bytes: int
     picture_bytes: int
     """Features of pictures that are kept for later questions, at most."""
+    pixel_bytes: int = 0
+    """Pictures that are held, decoded and cut, at most; none before the first."""
 
     @property
     def running_bytes(self) -> int:
         """What an answer adds to a loaded language model."""
         activations = self.language_activations_bytes + self.vision_activations_bytes
-        return self.kv_bytes + self.vision_bytes + activations + self.picture_bytes
+        return self.kv_bytes + self.vision_bytes + activations + self.picture_bytes + self.pixel_bytes
 
     @property
     def new_bytes(self) -> int:
@@ -96,6 +104,7 @@ class MemoryEstimate:
                 ("vision tower", self.vision_bytes),
                 ("activations", activations),
                 ("pictures", self.picture_bytes),
+                ("their pixels", self.pixel_bytes),
             ]
         parts.append(("process and libraries", self.process_bytes + LIBRARY_BYTES))
         return ", ".join(f"{name} {_mb(size)}" for name, size in parts if size)
@@ -105,10 +114,14 @@ def estimate_memory(package: Package, context: int) -> MemoryEstimate:
     """Returns what running `package` with `context` tokens takes."""
     decoder = package.manifest.decoder
     sizes = {entry.path: entry.size_bytes for entry in package.manifest.files}
-    table = packed = loading = language = tower = vision = 0
+    table = packed = loading = language = tower = vision = rows = 0
     for graph in package.manifest.graphs:
         tensors = stored_tensors(package.file(graph.path))
         on_disk = sum(sizes[path] for path in graph.data)
+        turned = [tensor for tensor in tensors if tensor.name in _POSITION_TABLES and len(tensor.shape) == 2]
+        tensors = [tensor for tensor in tensors if tensor not in turned]
+        on_disk -= sum(tensor.length or 0 for tensor in turned)
+        rows += sum(min(tensor.length or 0, context * tensor.shape[1] * _FLOAT_BYTES) for tensor in turned)
         copies = sum(_packed_bytes(tensor) for tensor in tensors)
         if graph.name == "embed_tokens":
             table = on_disk
@@ -126,7 +139,7 @@ def estimate_memory(package: Package, context: int) -> MemoryEstimate:
         kv += n_elements * _FLOAT_BYTES
     process = resident_bytes() or RUNTIME_BYTES
     pictures = DEFAULT_CACHE_BYTES if package.has_vision else 0
-    return MemoryEstimate(process, table, packed, loading, kv, language, tower, vision, pictures)
+    return MemoryEstimate(process, table + rows, packed, loading, kv, language, tower, vision, pictures)
 
 
 def estimate_native_memory(
@@ -153,11 +166,13 @@ def estimate_native_memory(
             vision = 2 * sum(sizes[path] for graph in graphs for path in graph.data)
         vision_activations = TILE_BATCHES[0] * _NATIVE_TILE_BYTES_PER_PIXEL * processor.tile_px**2
         pictures = DEFAULT_CACHE_BYTES
+    weights = sizes[compiled.weights]
+    if compiled.plan_version <= _PLAN_VERSION_TABLES:
+        untouched = (decoder.max_position_embeddings - context) * decoder.head_dim * _FLOAT_BYTES
+        weights -= min(weights, max(0, untouched))
     tokenizer = _TOKENIZER_FACTOR * sizes.get("tokenizer.json", 0)
     process = (resident_bytes() or RUNTIME_BYTES) + tokenizer
-    return MemoryEstimate(
-        process, 0, sizes[compiled.weights], 0, kv, rows * _FLOAT_BYTES, vision, vision_activations, pictures
-    )
+    return MemoryEstimate(process, 0, weights, 0, kv, rows * _FLOAT_BYTES, vision, vision_activations, pictures)
 
 
 def check_memory(
@@ -185,6 +200,30 @@ def check_memory(
             f"({estimate.describe()}), {_mb(available)} are available; close other programs, {advice}"
         )
     return estimate
+
+
+def admit_picture(estimate: MemoryEstimate, label: str, pixel_bytes: int, budget_bytes: int | None) -> MemoryEstimate:
+    """Returns the estimate with room for `pixel_bytes` of pictures, the one that `label` names among them.
+
+    Raises BackendError with the numbers when it is above `budget_bytes`, or, without a budget, above what the machine
+    has left. The estimate never goes down: it bounds the peak of the process.
+    """
+    larger = replace(estimate, pixel_bytes=max(estimate.pixel_bytes, pixel_bytes))
+    advice = "make the picture smaller first"
+    if budget_bytes is not None and larger.total_bytes > budget_bytes:
+        raise BackendError(
+            f"{label}: {_mb(larger.total_bytes)} are needed with this picture ({larger.describe()}), the memory budget "
+            f"is {_mb(budget_bytes)}; raise the budget or {advice}"
+        )
+    available, resident = available_bytes(), resident_bytes()
+    if budget_bytes is None and available is not None and resident is not None:
+        needed = max(larger.total_bytes - resident, 0)
+        if needed > available:
+            raise BackendError(
+                f"{label}: {_mb(needed)} more are needed with this picture ({larger.describe()}), {_mb(available)} are "
+                f"available; close other programs or {advice}"
+            )
+    return larger
 
 
 def _packed_bytes(tensor: StoredTensor) -> int:

@@ -22,8 +22,9 @@ from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.generate import Chunk, GenerationOptions, PictureRun, Prompt, Response, TokenLoop, generation_options
 from edgevlm.image import ImageSource, load_image
 from edgevlm.machine_memory import return_freed_memory
-from edgevlm.memory import MemoryEstimate, NativeChoice, check_memory
+from edgevlm.memory import MemoryEstimate, NativeChoice, admit_picture, check_memory
 from edgevlm.package import Package, open_package
+from edgevlm.picture_memory import HeldPictures, PictureHeader
 from edgevlm.pictures import Picture, PictureEncoder
 from edgevlm.prompt import ChatTemplate, ImageRun, build_segments
 from edgevlm.spec import ProcessorSpec
@@ -72,7 +73,9 @@ def load(
         session = open_session(package, chosen, options)
     tokenizer = parsed.result()
     return_freed_memory()
-    return Model(package, session, tokenizer, estimate=estimate, fit=fit, tiling=tiling)
+    return Model(
+        package, session, tokenizer, estimate=estimate, memory_budget_bytes=memory_budget_bytes, fit=fit, tiling=tiling
+    )
 
 
 class Model:
@@ -85,6 +88,7 @@ class Model:
         tokenizer: Tokenizer,
         *,
         estimate: MemoryEstimate,
+        memory_budget_bytes: int | None = None,
         fit: bool = False,
         tiling: ProcessorSpec | None = None,
     ) -> None:
@@ -92,6 +96,9 @@ class Model:
         self.package = package
         self.session = session
         self.memory_estimate = estimate
+        """Grows with the pictures that are given."""
+        self._budget_bytes = memory_budget_bytes
+        self._held = HeldPictures()
         self.fit = fit
         self.tiling = tiling or manifest.processor
         """What plans pictures; they are painted as the package's own processor says, as the tower was trained."""
@@ -147,7 +154,11 @@ class Model:
             raise UsageError(f"unknown or wrong option: {str(error).split(') ', 1)[-1]}") from None
 
     def picture(self, source: ImageSource) -> Picture:
-        """Returns a decoded and planned picture. Raises UsageError when the package takes none."""
+        """Returns a decoded and planned picture.
+
+        Raises UsageError when the package takes none, BackendError, before it is decoded, when it does not fit into
+        the memory budget or what the machine has left.
+        """
         processor = self.tiling
         if processor is None:
             raise UsageError(
@@ -155,7 +166,13 @@ class Model:
                 "load a package with a vision tower"
             )
         start = time.perf_counter()
-        picture = Picture.of(load_image(source), processor)
+
+        def admit(header: PictureHeader) -> None:
+            pixel_bytes = self._held.bytes_with(header, processor)
+            self.memory_estimate = admit_picture(self.memory_estimate, header.label, pixel_bytes, self._budget_bytes)
+
+        picture = Picture.of(load_image(source, admit), processor)
+        self._held.add(picture.image, processor)
         self.record("attach picture", start)
         return picture
 

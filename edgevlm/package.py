@@ -7,18 +7,16 @@ returns, every path used later is a regular file inside the package, and no grap
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from edgevlm.errors import PackageError
+from edgevlm.manifest_values import wrong_values
 from edgevlm.onnx_file import stored_tensors
 from edgevlm.spec import MANIFEST_NAME, SCHEMA_VERSION, CompiledEntry, GraphEntry, Manifest, NpuEntry
-from edgevlm.strict_json import from_json
+from edgevlm.strict_json import from_json, parse_json
 
 PARTIAL_SUFFIX = ".partial"
 """Ends the name of the directory that a writer renames when the package is whole."""
@@ -150,10 +148,9 @@ def _read_manifest(root: Path) -> Manifest:
     if size > MAX_MANIFEST_BYTES:
         raise PackageError(f"{path}: {size} bytes is more than a manifest may have ({MAX_MANIFEST_BYTES})")
     try:
-        data = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "is nested too deeply" if isinstance(error, RecursionError) else f"is not valid JSON ({error})"
-        raise PackageError(f"{path}: the manifest {reason}; copy or export the package again") from None
+        data = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise PackageError(f"{path}: the manifest {error}; copy or export the package again") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if type(version) is not int:
         raise PackageError(f"{path}: no integer 'schema_version', so this is not a package manifest")
@@ -171,59 +168,10 @@ def _read_manifest(root: Path) -> Manifest:
         raise PackageError(f"{path}: {error}; copy or export the package again") from None
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} stands twice")
-    return result
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
 def _check_values(root: Path, manifest: Manifest) -> None:
     """Refuses fields that parse but that no exporter writes: they would turn into allocations or divisions."""
-
-    def require(condition: bool, what: str) -> None:
-        if not condition:
-            raise PackageError(f"{root / MANIFEST_NAME}: {what}; export the package again")
-
-    decoder, processor, prompt = manifest.decoder, manifest.processor, manifest.prompt
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"):
-        value = getattr(decoder, name)
-        require(1 <= value <= 1 << 16, f"decoder.{name} is {value}, expected 1 to {1 << 16}")
-    require(1 <= decoder.vocab_size <= 1 << 24, f"decoder.vocab_size is {decoder.vocab_size}")
-    require(
-        1 <= decoder.default_context <= decoder.max_position_embeddings <= 1 << 24,
-        f"decoder.default_context {decoder.default_context} and max_position_embeddings "
-        f"{decoder.max_position_embeddings} do not fit together",
-    )
-    names = [name for entry in decoder.cache for name in (entry.past_name, entry.present_name)]
-    require(len(decoder.cache) > 0 and len(set(names)) == len(names), "decoder.cache names are missing or not unique")
-    for entry in decoder.cache:
-        numbers = [axis for axis in entry.shape if isinstance(axis, int)]
-        require(
-            all(1 <= axis <= 1 << 20 for axis in numbers)
-            and all(axis == "P" for axis in entry.shape if isinstance(axis, str)),
-            f"decoder.cache shape of {entry.past_name!r} is {entry.shape}",
-        )
-        require(0 <= entry.layer < decoder.num_hidden_layers, f"decoder.cache layer {entry.layer} does not exist")
-    eos = manifest.generation.eos_token_ids
-    require(all(0 <= token < decoder.vocab_size for token in eos), f"generation.eos_token_ids {eos} are no token ids")
-    require((processor is None) == (prompt is None), "one of 'processor' and 'prompt' is given without the other")
-    if processor is not None and prompt is not None:
-        require(1 <= processor.tile_px <= 8192, f"processor.tile_px is {processor.tile_px}")
-        require(
-            1 <= processor.max_rows <= 256 and 1 <= processor.max_cols <= 256 and 1 <= processor.max_tiles <= 4096,
-            f"processor grid {processor.max_rows}x{processor.max_cols}, {processor.max_tiles} tiles is out of range",
-        )
-        reals = (*processor.image_mean, *processor.image_std, processor.rescale_factor, processor.relaxed_alpha)
-        require(all(math.isfinite(n) for n in reals), "processor numbers must be finite")
-        require(all(n > 0 for n in processor.image_std), f"processor.image_std is {processor.image_std}")
-        require(1 <= prompt.tokens_per_tile <= 1 << 16, f"prompt.tokens_per_tile is {prompt.tokens_per_tile}")
+    for what in wrong_values(manifest):
+        raise PackageError(f"{root / MANIFEST_NAME}: {what}; export the package again")
 
 
 def _check_files(root: Path, manifest: Manifest) -> dict[str, int]:

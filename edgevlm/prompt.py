@@ -1,36 +1,44 @@
 """A conversation and its pictures become token ids and runs of image features.
 
-What a user types never becomes markup, and ordinary text gives the ids of transformers. Both hold by construction:
-the template runs on the real text, and once more on a text whose characters (but white space) are stand-ins from the
-private-use planes, one for one. The second rendering tells, character by character, what the user wrote. The whole
-prompt is then encoded at once, as transformers does. Only when that recognised a control token in characters of a
-user, the prompt is encoded in runs between the template's own control tokens, with no control tokens known in a run.
+What a user types never becomes markup, and everything else gives the ids of transformers. Both hold by construction:
+the template runs on the text of the messages, and once more on stand-ins for its characters (`edgevlm.origins`), which
+tell who wrote each character of the prompt. The whole prompt is then encoded at once, as transformers does. Only when
+that recognised a control token in characters that may not write it, the prompt is encoded in runs between the tokens
+that stand, with no control tokens known in a run.
 
-A template that looks for markup in a message (`'</think>' in content`) finds none when the message has characters of
-control tokens.
+Who may write what: the template everything; the assistant control tokens that its decoder writes out (`<think>`), but
+none that it leaves away (special ones: spelled out, they are text); users, and all other roles, none. A template that
+looks for a control token in a user's message finds none, since its first character is hidden; it reads everything else
+as it stands.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from edgevlm.chat_template import ChatTemplate
 from edgevlm.errors import PackageError, UsageError
+from edgevlm.origins import Origins, Writer
 from edgevlm.spec import PromptSpec
 from edgevlm.tiling import TilePlan
-from edgevlm.tokenizer import Tokenizer
+from edgevlm.tokenizer import Token, Tokenizer
 
 __all__ = ["ChatTemplate", "ImageRun", "Message", "Segment", "build_segments", "segment_ids"]
 
 Message = Mapping[str, Any]
-"""{"role": str, "content": str | list of {"type": "text", "text": str} and {"type": "image"}}."""
+"""{"role": str, "content": str | list of {"type": "text", "text": str} and {"type": "image"}}.
 
+A message of the assistant may have "reasoning_content": str, which the template shows or leaves away.
+"""
+
+ASSISTANT = "assistant"
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
-_PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+_REASONING = ("reasoning_content", "thinking")
+"""The names under which templates look for an assistant's reasoning (transformers 5.24 fills both)."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,11 @@ Segment = list[int] | ImageRun
 
 @dataclass(frozen=True)
 class _Rendered:
-    """A prompt's text, and the same with the user's characters replaced by stand-ins; equal in length."""
+    """A prompt's text, and the same in stand-ins; equal in length."""
 
     text: str
     marked: str
-    stand_ins: frozenset[str]
+    origins: Origins
     marker: str
     """The character that stands for a picture."""
 
@@ -93,12 +101,17 @@ def segment_ids(segments: Sequence[Segment], image_token_id: int) -> list[int]:
 
 def _parts(message: Message) -> list[str | None]:
     """The content of a message as texts and, for a picture, None."""
-    unknown = set(message) - {"role", "content"}
     role, content = message.get("role"), message.get("content")
-    if unknown or not isinstance(role, str) or not _ROLE.fullmatch(role):
+    known = {"role", "content", "reasoning_content"} if role == ASSISTANT else {"role", "content"}
+    if set(message) - known or not isinstance(role, str) or not _ROLE.fullmatch(role):
         raise UsageError(
             f"a message has role {role!r} and the keys {sorted(map(str, message))}; expected 'role' (a word such as "
-            "'user') and 'content'"
+            "'user') and 'content', and for the assistant perhaps 'reasoning_content'"
+        )
+    if not isinstance(message.get("reasoning_content", ""), str):
+        found = type(message["reasoning_content"]).__name__
+        raise UsageError(
+            f"an assistant's 'reasoning_content' is a {found}, expected a text; leave it out where there is none"
         )
     if isinstance(content, str):
         return [content]
@@ -138,47 +151,85 @@ def _render(
     spec: PromptSpec | None,
     add_generation_prompt: bool,
 ) -> _Rendered:
-    as_list = spec is not None and spec.content_format == "list"
-    typed = {char for part in chain.from_iterable(parts) if part is not None for char in part}
-    fresh = _unused(typed | set(template.source or ""))
-    image_token = spec.image_token if spec is not None else ""
-    marker = next(fresh)
-    stand_in = {char: next(fresh) for char in sorted(typed) if not char.isspace()}
+    image_token = spec.image_token if spec is not None and spec.content_format == "list" else None
+    as_list = image_token is not None
+    texts = [
+        (_writer(message), text)
+        for message, items in zip(messages, parts, strict=True)
+        for text in _texts(message, items)
+    ]
+    origins = Origins(chain(template.source or "", *(text for _, text in texts)))
+    marker = origins.marker()
+    shown = {key: _shown(*key, origins, tokenizer) for key in dict.fromkeys(texts)}
+    for writer in ("user", "assistant"):
+        origins.learn("".join(text for who, text in texts if who == writer), writer)
 
-    def run(change: Mapping[int, str]) -> str:
+    def run(change: Callable[[str, Writer], str]) -> str:
         conversation = [
-            {"role": message["role"], "content": _content(items, as_list, marker, change)}
+            _as_template_sees(message, items, as_list, marker, lambda who, text: change(shown[who, text], who))
             for message, items in zip(messages, parts, strict=True)
         ]
-        return template.render(conversation, add_generation_prompt)
+        return template.render(conversation, add_generation_prompt, origins)
 
-    real, marked = run({}), run({ord(char): mark for char, mark in stand_in.items()})
-    text = marked.translate({ord(mark): char for char, mark in stand_in.items()})
-    if text != real and not typed & tokenizer.markup:
-        # The template looked into the text (upper case, say); without a character of markup nothing can be forged.
-        text = marked = real
-    if as_list:
-        # Every image token here is the template's: those that a user typed are stand-ins.
+    plain, marked = run(lambda text, writer: text), run(origins.written)
+    if origins.meant(marked) != origins.meant(plain):
+        # Where nothing that was written has a character of markup, nothing can be forged.
+        if not tokenizer.markup.isdisjoint(chain.from_iterable(text for _, text in texts)):
+            raise PackageError(
+                f"{template.name} changes the text of messages in a way that does not tell what was typed from what is "
+                "markup, and these messages have characters of markup; use another chat template"
+            )
+        marked = plain
+    text = origins.true(marked)
+    if image_token is not None:
+        # Every image token here is the template's: those that were typed are stand-ins.
         text = _replace_at(text, marked, image_token, marker)
         marked = marked.replace(image_token, marker)
-    return _Rendered(text, marked, frozenset(stand_in.values()), marker)
+    return _Rendered(text, marked, origins, marker)
 
 
-def _content(
-    items: Sequence[str | None], as_list: bool, marker: str, change: Mapping[int, str]
-) -> str | list[dict[str, str]]:
+def _writer(message: Message) -> Writer:
+    return "assistant" if message["role"] == ASSISTANT else "user"
+
+
+def _texts(message: Message, items: Sequence[str | None]) -> Iterator[str]:
+    yield from (item for item in items if item is not None)
+    if "reasoning_content" in message:
+        yield message["reasoning_content"]
+
+
+def _shown(writer: Writer, text: str, origins: Origins, tokenizer: Tokenizer) -> str:
+    """Returns a message's text as the template may read it: a user's with the control tokens in it broken."""
+    if writer == "assistant":
+        return text
+    chars = list(text)
+    while True:
+        found = [token for token in tokenizer.encode_tokens("".join(chars)) if token.id in tokenizer.forbidden_ids]
+        before = list(chars)
+        for token in found:
+            visible = (i for i in range(token.start, token.end) if origins.writer(chars[i]) is None)
+            first = next((i for i in visible if not chars[i].isspace()), None)
+            if first is not None:
+                chars[first] = origins.hidden(chars[first])
+        if chars == before:
+            return "".join(chars)
+
+
+def _as_template_sees(
+    message: Message, items: Sequence[str | None], as_list: bool, marker: str, change: Callable[[Writer, str], str]
+) -> dict[str, Any]:
+    writer = _writer(message)
+    content: str | list[dict[str, str]]
     if as_list:
-        return [
-            {"type": "image"} if item is None else {"type": "text", "text": item.translate(change)} for item in items
+        content = [
+            {"type": "image"} if item is None else {"type": "text", "text": change(writer, item)} for item in items
         ]
-    return "".join(marker if item is None else item.translate(change) for item in items)
-
-
-def _unused(taken: set[str]) -> Iterator[str]:
-    for code in chain.from_iterable(_PRIVATE_USE):
-        if chr(code) not in taken:
-            yield chr(code)
-    raise UsageError("the text has more different characters than a prompt can hold (131,000)")
+    else:
+        content = "".join(marker if item is None else change(writer, item) for item in items)
+    seen: dict[str, Any] = {"role": message["role"], "content": content}
+    if "reasoning_content" in message:
+        seen |= dict.fromkeys(_REASONING, change(writer, message["reasoning_content"]))
+    return seen
 
 
 def _replace_at(text: str, marked: str, old: str, new: str) -> str:
@@ -228,22 +279,38 @@ def image_text(spec: PromptSpec, plan: TilePlan) -> str:
 
 
 def _encode(rendered: _Rendered, tokenizer: Tokenizer) -> list[int]:
-    text, marked, stand_ins = rendered.text, rendered.marked, rendered.stand_ins
-    tokens = tokenizer.encode_tokens(text)
-    forged = any(
-        token.id in tokenizer.control_ids and not stand_ins.isdisjoint(marked[token.start : token.end])
-        for token in tokens
-    )
-    if not forged:
+    tokens = tokenizer.encode_tokens(rendered.text)
+    if not any(_is_forged(token, rendered, tokenizer) for token in tokens):
         return [token.id for token in tokens]
-    ids: list[int] = []
-    end = 0
-    for token in tokenizer.encode_tokens(marked):
-        if token.id in tokenizer.control_ids and stand_ins.isdisjoint(marked[token.start : token.end]):
+    text, ids, end = rendered.text, list[int](), 0
+    for token in _guarded_tokens(rendered, tokenizer):
+        if token.id in tokenizer.control_ids and not _is_forged(token, rendered, tokenizer):
             ids += tokenizer.encode_as_text(text[end : token.start], at_start=end == 0)
             ids.append(token.id)
             end = token.end
     return ids + tokenizer.encode_as_text(text[end:], at_start=end == 0)
+
+
+def _is_forged(token: Token, rendered: _Rendered, tokenizer: Tokenizer) -> bool:
+    """Whether somebody wrote a part of this control token who may not."""
+    if token.id not in tokenizer.control_ids:
+        return False
+    writers = rendered.origins.writers(rendered.marked[token.start : token.end])
+    return "user" in writers or ("assistant" in writers and token.id in tokenizer.special_ids)
+
+
+def _guarded_tokens(rendered: _Rendered, tokenizer: Tokenizer) -> list[Token]:
+    """Returns the tokens of a prompt in which no forged control token is found, and so hides none that stands."""
+    text, marked, origins = rendered.text, rendered.marked, rendered.origins
+    guarded = [mark if origins.writer(mark) == "user" else char for char, mark in zip(text, marked, strict=True)]
+    while True:
+        tokens = tokenizer.encode_tokens("".join(guarded))
+        before = list(guarded)
+        for token in tokens:
+            if _is_forged(token, rendered, tokenizer):
+                guarded[token.start : token.end] = marked[token.start : token.end]
+        if guarded == before:
+            return tokens
 
 
 def _split(ids: list[int], spec: PromptSpec | None, plans: Sequence[TilePlan]) -> Iterator[Segment]:

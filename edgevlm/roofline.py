@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevlm.errors import UsageError
+from edgevlm.telemetry import own_cache
+from edgevlm.whole_file import check_writable, write_whole
 
 if TYPE_CHECKING:
     from edgevlm.bench import BenchResult
 
 COLOURS = {"encode": "#2ca02c", "prefill": "#1f77b4", "decode": "#d62728"}
+NO_KERNELS = "there are no kernels to draw: only the native backend has them; compile the package"
 MIN_SHARE = 0.01
 """Kernels below this share of their stage are left out."""
 
 
 def check_plot(path: Path) -> None:
-    """Raises UsageError for a name that is not a PNG's, a missing folder, or when matplotlib is not installed."""
+    """Raises UsageError for a name that is not a PNG's or cannot be written, or when matplotlib is not installed."""
     if path.suffix.lower() != ".png":
         raise UsageError(
             f"--plot writes a PNG, {path.name} has another suffix; name it {path.with_suffix('.png').name}"
         )
-    if not path.resolve().parent.is_dir():
-        raise UsageError(f"--plot: the folder {path.parent} does not exist")
+    check_writable(path, "the plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'edgevlm[plot]'")
 
 
 def draw_roofline(result: BenchResult, path: Path) -> None:
-    """Writes the picture. Raises UsageError when the backend has measured no kernels."""
-    from matplotlib.figure import Figure
+    """Writes the picture. Raises UsageError when the backend has measured no kernels, or it cannot be written."""
+    with own_cache(MPLCONFIGDIR="matplotlib"):  # it lists the machine's fonts there
+        from matplotlib.figure import Figure
 
     if result.limits is None:
-        raise UsageError(
-            "there are no kernels to draw: only the native backend has them; compile the package"
-        )
+        raise UsageError(NO_KERNELS)
     roof, slope = result.limits.giga_operations_per_s, result.limits.giga_bytes_per_s
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
@@ -59,4 +61,6 @@ def draw_roofline(result: BenchResult, path: Path) -> None:
     legend = "encode (green), prefill (blue), decode (red)"
     axis.set_title(f"{Path(result.package).name}, {result.backend}: {legend}", fontsize=9)
     axis.grid(visible=True, which="both", alpha=0.2)
-    figure.savefig(path, dpi=120)
+    drawing = io.BytesIO()
+    figure.savefig(drawing, dpi=120, format="png")
+    write_whole(path, drawing.getvalue(), "the plot")

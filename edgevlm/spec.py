@@ -30,11 +30,11 @@ class ProcessorSpec:
     """Side of a square tile."""
     resample: Resample
     image_mean: tuple[float, float, float]
-    """Per channel, R G B, subtracted after rescaling."""
+    """Per channel, R G B, subtracted after rescaling; 0 where nothing is subtracted."""
     image_std: tuple[float, float, float]
-    """Per channel, divided by."""
+    """Per channel, divided by; 1 where nothing is divided."""
     rescale_factor: float = 1 / 255
-    """Multiplies the uint8 values first."""
+    """Multiplies the uint8 values first; 1 where they stay as they are."""
     thumbnail: Literal["none", "first", "last"] = "none"
     max_rows: int = 1
     """Largest grid height (`relaxed`), the grid's height (`fixed`); for `internvl` the budget is max_tiles."""
@@ -48,7 +48,7 @@ class ProcessorSpec:
     relaxed_alpha: float = 0.1
     """`relaxed`: how much more useful area a larger grid must bring."""
     longest_edge_px: int | None = None
-    """`tile_grid`: the longer side is resized to this before the picture is cut."""
+    """`tile_grid`, `square`: the longer side is resized to this before the picture is cut, or becomes one tile."""
     grid_pinpoints: tuple[tuple[int, int], ...] = ()
     """`llava_next`: allowed canvases as (height_px, width_px)."""
 
@@ -126,6 +126,8 @@ class GenerationSpec:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    not_applied: tuple[str, ...] = ()
+    """'field value' of what transformers would apply and this runtime does not, as the export told."""
 
 
 @dataclass(frozen=True)

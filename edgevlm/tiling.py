@@ -131,8 +131,10 @@ def _paint_canvas(image: NDArray[np.uint8], plan: TilePlan, spec: ProcessorSpec)
         image = resize(image, height_px, width_px, spec.resample)
     if image.shape[:2] == plan.canvas:
         return image
-    # LLaVA-NeXT pads with zeros before it normalises; `relaxed` with the colour that normalises to about zero.
-    colour = (0, 0, 0) if spec.scheme == "llava_next" else tuple(round(mean * 255) for mean in spec.image_mean)
+    # LLaVA-NeXT pads with zeros before it normalises; `relaxed` with the colour that normalises to about zero, as far
+    # as there is one: a measured tiling may meet the mean of values that are not rescaled.
+    means = (min(max(mean, 0.0), 1.0) for mean in spec.image_mean)
+    colour = (0, 0, 0) if spec.scheme == "llava_next" else tuple(round(mean * 255) for mean in means)
     canvas = np.empty((*plan.canvas, 3), dtype=np.uint8)
     canvas[:] = np.asarray(colour, dtype=np.uint8)
     top, left = plan.offset
@@ -222,7 +224,7 @@ def _plan_tile_grid(height_px: int, width_px: int, spec: ProcessorSpec, max_tile
         raise UnsupportedModelError("the tiling scheme 'tile_grid' needs longest_edge_px; the package has none.")
     tile = spec.tile_px
     # One pixel less than a tile is the last resort: it always ends in one tile, when an odd side is made even too.
-    edges = [*range(spec.longest_edge_px, tile - 1, -tile), tile - 1]
+    edges = [spec.longest_edge_px, *range(spec.longest_edge_px - tile, tile - 1, -tile), tile - 1]
     # A budget of the whole square or more is none: making an odd side even can take one row more than the square has.
     whole = max_tiles >= (-(-spec.longest_edge_px // tile)) ** 2
     for edge in edges:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgevlm.errors import PackageError, UsageError
+from edgevlm.tokenizers_library import tokenizers_errors
 
 if TYPE_CHECKING:
     from edgevlm.package import Package
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _WORDS = re.compile(r"[\w\s-]*")
+TOKENIZER, CANNOT = "tokenizer.json", "cannot be used"
 
 
 class Token(NamedTuple):
@@ -61,17 +63,11 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Returns the tokenizer in the file `path`."""
-        from tokenizers import Tokenizer as Backend
-
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PackageError(f"{path}: cannot be read as text ({error})") from error
-        try:
-            backend = Backend.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise PackageError(f"{path}: is not a tokenizer ({error}); export the model again") from error
-        return cls(backend)
+        return cls(read_backend(text, str(path), "; export the model again"))
 
     @property
     def backend(self) -> Any:
@@ -111,7 +107,8 @@ class Tokenizer:
     @property
     def document_ids(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and after a whole text."""
-        encoding = self._backend.encode("a", add_special_tokens=True)
+        with tokenizers_errors(TOKENIZER, CANNOT):
+            encoding = self._backend.encode("a", add_special_tokens=True)
         mask, around = encoding.special_tokens_mask, [int(token_id) for token_id in encoding.ids]
         n_before = mask.index(0) if 0 in mask else len(mask)
         n_after = mask[::-1].index(0) if 0 in mask else 0
@@ -170,7 +167,8 @@ class Tokenizer:
 
     def decode_whole(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """Returns what `tokenizers` itself makes of `ids`."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+        with tokenizers_errors(TOKENIZER, CANNOT):
+            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
     @cached_property
     def _text_backend(self) -> Any:
@@ -220,6 +218,14 @@ class Tokenizer:
         """Ids that `_text_backend` gives to added tokens → theirs, where the two differ."""
         pairs = ((self._text_backend.token_to_id(t.content), self.token_id(t.content)) for t in self._plain)
         return {int(new): old for new, old in pairs if old is not None and new != old}
+
+
+def read_backend(text: str, where: str, hint: str = "") -> Any:
+    """Returns the `tokenizers` object of a tokenizer.json's text. Raises PackageError that names `where`."""
+    from tokenizers import Tokenizer as Backend
+
+    with tokenizers_errors(f"{where}:", "is not a tokenizer", hint):
+        return Backend.from_str(text)
 
 
 class StreamDecoder:
@@ -342,7 +348,8 @@ _BYTE_OF = _byte_alphabet()
 
 def _encoding(backend: Any, text: str) -> Any:
     try:
-        return backend.encode(text, add_special_tokens=False)
+        with tokenizers_errors(TOKENIZER, CANNOT):
+            return backend.encode(text, add_special_tokens=False)
     except (UnicodeEncodeError, TypeError) as error:
         if not isinstance(text, str):
             raise UsageError(f"a {type(text).__name__} was given as text, expected a str") from error

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from edgevlm.whole_file import write_whole
+
 Event = tuple[str, float, float]
 """(name, start_s, end_s) on the time.perf_counter clock."""
 
@@ -43,8 +45,8 @@ def trace_json(events: Iterable[Event]) -> dict[str, Any]:
 
 
 def write_trace(path: str | Path, events: Iterable[Event]) -> None:
-    """Writes the trace file."""
-    Path(path).write_text(json.dumps(trace_json(events)) + "\n", encoding="utf-8")
+    """Writes the trace file. Raises UsageError when it cannot be written."""
+    write_whole(Path(path), (json.dumps(trace_json(events)) + "\n").encode("utf-8"), "the trace")
 
 
 def _row(name: str) -> int:

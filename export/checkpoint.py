@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
+from export.archs import arch_spec
 from export.checkpoints.composed import COMPOSED_NAME, open_composed
+from export.checkpoints.file_kinds import other_kind_of
 from export.checkpoints.gguf_model import open_gguf
 from export.checkpoints.hub import hub_snapshot
-from export.checkpoints.snapshot import open_snapshot, snapshot_name
-from export.checkpoints.source import Contents, TensorInfo
+from export.checkpoints.snapshot import CARRIED_FILES, open_snapshot, read_small_files, snapshot_name
+from export.checkpoints.source import TOKENIZER_HINT, Contents, TensorInfo
 from export.checkpoints.tied import tied
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
@@ -38,6 +40,7 @@ class Checkpoint:
         """What it was opened from, without the machine's directories."""
         self.config: dict[str, Any] = contents.config
         self.files: dict[str, bytes] = contents.files
+        self.tokenizer_hint = contents.tokenizer_hint
         self.used: set[str] = set()
         self._source = contents.source
         self._missing: set[str] = set()
@@ -74,9 +77,13 @@ class Checkpoint:
             for name in self.tensors()
             if name not in self.used and not any(pattern.fullmatch(name) for pattern in patterns)
         }
-        if unused:
+        self.refuse_unused(unused)
+
+    def refuse_unused(self, names: set[str]) -> None:
+        """Raises UnsupportedModelError naming the tensors that the model does not use, where there are any."""
+        if names:
             raise UnsupportedModelError(
-                f"{self.name} holds {_listed(unused)}, which {self.config.get('model_type')!r} does not use."
+                f"{self.name} holds {_listed(names)}, which {self.config.get('model_type')!r} does not use."
             )
 
     def _info(self, name: str) -> TensorInfo:
@@ -120,15 +127,39 @@ def _contents(source: str | Path) -> tuple[Contents, str]:
     if path.is_file():
         if path.suffix == ".gguf":
             return open_gguf(path), path.name
+        if path.name in CARRIED_FILES:
+            raise PackageError(f"{path} is a part of a snapshot; give its directory: {path.parent}")
         if path.suffix == ".json":
             return open_composed(path), path.name
-        raise PackageError(f"{path} is neither a directory, nor a .gguf file, nor a composed checkpoint (.json).")
+        raise PackageError(
+            f"{path} is neither a directory, nor a .gguf file, nor a composed checkpoint (.json){_is(path)}."
+        )
     match = _HUB_ID.fullmatch(str(source))
     if match and not path.exists():
-        return open_snapshot(hub_snapshot(match[1], match[2])), str(source)
+        return open_snapshot(hub_snapshot(match[1], match[2], check=_check_worth)), str(source)
     raise PackageError(
         f"{source} does not exist; give a snapshot directory, a .gguf file, a composed .json or a Hub id."
     )
+
+
+def _check_worth(directory: Path) -> None:
+    """Refuses a Hub repository by its small files, before gigabytes of weights are fetched."""
+    config, files = read_small_files(directory)
+    spec = arch_spec(config, files)
+    if spec.language is not None and "tokenizer.json" not in files:
+        raise PackageError(
+            f"{snapshot_name(directory)} has no tokenizer.json, which every package needs; {TOKENIZER_HINT}"
+        )
+
+
+def _is(path: Path) -> str:
+    """What a file that cannot be opened is, as the end of a sentence."""
+    if ".gguf" in path.name and not other_kind_of(path):
+        return ": it seems to be a piece of a file that was cut by size; join the pieces (cat) into one .gguf"
+    if path.suffix == ".safetensors":
+        return ": give the directory that holds it together with config.json"
+    kind = other_kind_of(path)
+    return f": it is {kind}" if kind else ""
 
 
 def _listed(names: set[str]) -> str:

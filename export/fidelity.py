@@ -122,9 +122,7 @@ def picture_probes(package: Package) -> tuple[PictureProbe, ...]:
     )
 
 
-def picture_prompts(
-    package: Package, pictures: Sequence[PictureProbe], n_positions: int
-) -> tuple[PicturePrompt, ...]:
+def picture_prompts(package: Package, pictures: Sequence[PictureProbe], n_positions: int) -> tuple[PicturePrompt, ...]:
     """Returns prompts about the pictures in turn, each with the next passage of text and the question.
 
     Every picture is asked about, and then again until at least `n_positions` rows behind pictures are counted (fewer

@@ -1,4 +1,4 @@
-"""Checkpoint to package, step by step: open, plan, allocate, build, describe, verify, commit.
+"""Checkpoint to package, step by step: open, check the rest, plan, allocate, build, describe, verify, commit.
 
 A step that fails leaves nothing behind; a package exists only after every check has passed.
 """
@@ -15,18 +15,24 @@ from importlib import metadata
 from pathlib import Path
 
 import edgevlm
-from edgevlm.errors import UnsupportedModelError, UsageError
+from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
+from edgevlm.manifest_values import wrong_generation, wrong_processor, wrong_prompt
 from edgevlm.package import Package
 from edgevlm.spec import SCHEMA_VERSION, DecoderSpec, FileEntry, GenerationSpec, Manifest, QuantEntry
 from export import card, fidelity, verify
 from export.archs import arch_spec
 from export.archspec import ArchSpec, LMSpec
 from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoints import chat_files
 from export.device.files import device_files
 from export.graphs.build import BuildResult, build_model
+from export.graphs.head import with_stored_head
+from export.graphs.layers import check_layers
+from export.graphs.tensors import Tensors
 from export.quant import mix, sensitivity
 from export.quant.rules import DEFAULT_VISION, QuantPlan, Rule, default_language_scheme
 from export.quant.scheme import MixScheme, parse_language_scheme
+from export.ready import check_ready
 from export.writer import PackageWriter
 
 Progress = Callable[[str, int, int], None]
@@ -36,12 +42,10 @@ LOG = logging.getLogger("edgevlm.export")
 
 N_WORST_TENSORS = 10
 CARD_NAME = "README.md"
-CHAT_TEMPLATE_NAME = "chat_template.jinja"
-"""The first place where the runtime looks for a chat template."""
 _FP32_BYTES = 4
 _SCALE_BYTES_ONNX = 4
 _FIXED_BYTES = 64 << 20
-"""Allowance for tokenizer files, rope tables, norms and alignment."""
+"""Allowance for tokenizer files, norms and alignment."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class ExportOptions:
     """Largest number of tiles per picture; None keeps the model's."""
     name: str | None = None
     chat_template: str | None = None
+    """The template's text, in place of the checkpoint's own."""
+    no_chat_template: bool = False
+    """Leave the checkpoint's chat template out: the package continues plain text."""
     force: bool = False
     verify: bool = True
     reference: bool | None = None
@@ -83,7 +90,16 @@ def export_package(
     options = options or ExportOptions()
     checkpoint = open_checkpoint(source, tie_embeddings=options.tie_embeddings)
     spec = _with_options(arch_spec(checkpoint.config, checkpoint.files), options)
+    _check_values(spec, checkpoint)
+    check_layers(spec, Tensors(checkpoint, spec.names))
+    spec, notes = with_stored_head(spec, Tensors(checkpoint, spec.names))
+    for note in notes:
+        LOG.warning("%s: %s", checkpoint.name, note)
     language = _language(spec, checkpoint)
+    check_ready(checkpoint, spec, needs_reference=options.verify and options.reference is True)
+    carried = chat_files.carried(
+        checkpoint, spec.prompt, template=options.chat_template, without=options.no_chat_template
+    )
     plan = QuantPlan(
         options.scheme or default_language_scheme(n_parameters(language)), options.vision_scheme, options.overrides
     )
@@ -96,9 +112,9 @@ def export_package(
         with writer.writing() as directory:
             built = build_model(spec, checkpoint, plan, directory, context=options.context, progress=progress)
         plan.check_used()
-        for note in built.notes:
-            LOG.warning("%s: %s", checkpoint.name, note)
-        for relative, data in _carried_files(checkpoint, options).items():
+        for field in spec.generation.not_applied if spec.generation else ():
+            LOG.warning("%s: generation_config.json: %s is not applied when an answer is made", checkpoint.name, field)
+        for relative, data in carried.items():
             writer.write(relative, data)
         manifest = _manifest(name, checkpoint, spec, plan, built, writer.files(_bytes_hashed(writer, progress)))
         manifest = replace(manifest, quant=replace(manifest.quant, tied_at_import=options.tie_embeddings))
@@ -139,6 +155,22 @@ def _size(shape: tuple[int, ...]) -> int:
     for side in shape:
         n *= side
     return n
+
+
+def _check_values(spec: ArchSpec, checkpoint: Checkpoint) -> None:
+    """Raises PackageError for a value that no package may hold, before it costs anything."""
+    wrong: list[str] = []
+    if spec.processor is not None:
+        wrong += wrong_processor(spec.processor)
+    if spec.language is not None and spec.prompt is not None:
+        wrong += wrong_prompt(spec.prompt, spec.language.vocab)
+    if spec.language is not None and spec.generation is not None:
+        wrong += wrong_generation(spec.generation, spec.language.vocab)
+    if wrong:
+        raise PackageError(
+            f"{checkpoint.name}: its files give {wrong[0]}; correct config.json, generation_config.json or the "
+            "processor's file"
+        )
 
 
 def _with_options(spec: ArchSpec, options: ExportOptions) -> ArchSpec:
@@ -189,13 +221,6 @@ def _allocated(
     return replace(
         plan, overrides=(*plan.overrides, *mix.rules(promoted, language, names, scheme)), stored={}, _matched=set()
     )
-
-
-def _carried_files(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, bytes]:
-    files = dict(checkpoint.files)
-    if options.chat_template is not None:
-        files[CHAT_TEMPLATE_NAME] = options.chat_template.encode("utf-8")
-    return files
 
 
 def _manifest(

@@ -25,6 +25,7 @@ from edgevlm import errors
 from edgevlm.package import Package
 from edgevlm.spec import Manifest, ParityEntry
 from edgevlm.strict_json import from_json, to_json
+from edgevlm.telemetry import SWITCHES
 from export import parity
 from export.reference.load import load_reference
 
@@ -47,7 +48,9 @@ def ask_reference(
         "chat_template": chat_template,
     }
     (scratch / REQUEST).write_text(json.dumps(request), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+    # the parent has fetched what comes from the Hub; transformers has nothing to ask there
+    offline = {**SWITCHES, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **offline, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
     command = [sys.executable, "-m", __name__, str(scratch)]
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -23,6 +23,7 @@ from export import fidelity, parity
 from export.archs import arch_spec
 from export.archspec import ArchSpec
 from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoints import chat_files
 from export.graphs.build import build_model
 from export.quant.rules import QuantPlan
 from export.reference.installed import INSTALL_HINT, is_available
@@ -143,11 +144,13 @@ def _verify(
 
 def _other_template(package: Package, checkpoint: Checkpoint) -> str | None:
     """The package's chat template where the user gave one at export; None where it is the checkpoint's own."""
-    name = "chat_template.jinja"
+    name = chat_files.JINJA
     if not package.has_file(name):
         return None
-    content = package.file(name).read_bytes()
-    return None if checkpoint.files.get(name) == content else content.decode("utf-8")
+    content = package.file(name).read_bytes().decode("utf-8")
+    return (
+        None if chat_files.own_template(checkpoint.files, chat_files.has_processor(checkpoint)) == content else content
+    )
 
 
 def _with_own_budget(package: Package, spec: ArchSpec) -> Package:

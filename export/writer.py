@@ -2,7 +2,8 @@
 
 Everything is written to `.<name>.<random>.partial` beside the target, on the same filesystem; `commit` syncs files and
 directories and renames. While a writer works it holds a lock on its directory, so a later run can tell the leftovers of
-a killed one (no lock) from the work of a running one, and removes them.
+a killed one (no lock), which it removes, from the work of a running one, beside which it refuses to begin. A package
+that is to be replaced is locked, too: nothing else changes it meanwhile.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from edgevlm.errors import BackendError, PackageError, UsageError
 from edgevlm.package import PARTIAL_SUFFIX
+from edgevlm.package_lock import changing, is_held, settling
 from edgevlm.spec import MANIFEST_NAME, FileEntry, Manifest
 from edgevlm.strict_json import to_json
 
@@ -34,8 +36,8 @@ HashProgress = Callable[[int], None]
 class PackageWriter:
     """Builds a package in `directory`; leaving the `with` block without `commit` removes everything.
 
-    Raises UsageError when `target` exists and `force` is off, or when it is not a package; BackendError when fewer than
-    `needed_bytes` are free.
+    Raises UsageError when `target` exists and `force` is off, when it is not a package, or when another process or
+    thread is writing it; BackendError when fewer than `needed_bytes` are free.
     """
 
     def __init__(self, target: Path, *, force: bool = False, needed_bytes: int = 0) -> None:
@@ -46,25 +48,35 @@ class PackageWriter:
         parent = self.target.parent
         with _disk_errors(parent, needed_bytes):
             parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.target)
+            with settling(parent):
+                remove_leftovers(self.target)
+                _check_alone(self.target)
         _check_target(self.target, force)
         _check_space(parent, needed_bytes)
+        self._force = force
+        self._replaced = ExitStack()
         self.directory = parent / f".{self.target.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
 
     def __enter__(self) -> PackageWriter:
-        with _disk_errors(self.target.parent, self._needed_bytes):
-            self.directory.mkdir()
-            self._lock = os.open(self.directory, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        with _disk_errors(self.target.parent, self._needed_bytes), ExitStack() as replaced:
+            with settling(self.target.parent):
+                _check_alone(self.target)
+                _check_target(self.target, self._force)
+                replaced.enter_context(changing(self.target))
+                self.directory.mkdir()
+                self._lock = os.open(self.directory, os.O_RDONLY)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._replaced = replaced.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._replaced.close()
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
@@ -136,13 +148,13 @@ def remove_leftovers(target: Path) -> list[Path]:
     A package that a killed replacement had set aside gets its name back when nothing has taken it.
     """
     removed = []
-    for path in sorted(target.parent.glob(f".{_escape(target.name)}.*{PARTIAL_SUFFIX}")):
-        if path.is_symlink() or not path.is_dir() or _is_locked(path):
+    for path in _partial(target):
+        if is_held(path):
             continue
         if path.name.endswith(_ASIDE_SUFFIX) and not target.exists():
             path.rename(target)
             continue
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
         removed.append(path)
     return removed
 
@@ -151,15 +163,18 @@ def _escape(name: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
-def _is_locked(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def _check_alone(target: Path) -> None:
+    """Raises UsageError while another writer works on `target`; its leftovers are gone already."""
+    if any(is_held(path) for path in _partial(target)):
+        raise UsageError(
+            f"{target}: another edgevlm is exporting to this place; wait until it has ended, or choose another output"
+        )
+
+
+def _partial(target: Path) -> list[Path]:
+    """Returns the directories that writers of `target` have made beside it."""
+    found = sorted(target.parent.glob(f".{_escape(target.name)}.*{PARTIAL_SUFFIX}"))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def _check_target(target: Path, force: bool) -> None:

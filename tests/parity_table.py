@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from edgevlm.spec import ParityEntry
+from edgevlm.telemetry import import_onnxruntime
 from export import parity
 from export.archs import arch_spec
 from export.checkpoint import open_checkpoint
@@ -31,6 +31,8 @@ from export.reference.installed import versions
 from export.reference.load import load_reference
 from tests.tiny import MAKERS
 from tests.verify_case import build_package, image_token_id, session_of
+
+onnxruntime = import_onnxruntime()
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -88,3 +88,32 @@ def test_torch_and_transformers_stand_in_the_reference_only() -> None:
     named = {path.relative_to(ROOT).as_posix() for path in files if statement.search(path.read_text(encoding="utf-8"))}
     modules = ("bluelm_v", "idefics3", "language", "load", "model", "relaxed", "towers", "weights")
     assert named == {f"export/reference/{name}.py" for name in modules}
+
+
+def imports_of_onnxruntime(source: str) -> list[str]:
+    """Returns the statements that import onnxruntime or a part of it, but for type checkers."""
+    kinds = r"^[ \t]*(?:import|from) onnxruntime\b.*$|import_module\([\"']onnxruntime\b.*$"
+    statement = re.compile(kinds, re.MULTILINE)
+    return [line.strip() for line in statement.findall(source)]
+
+
+def test_one_module_imports_onnxruntime() -> None:
+    """Its telemetry starts with the import; edgevlm.telemetry switches it off before. Parts of it come after that."""
+    folders = ("edgevlm", "export", "tvm_schedules", "android_demo", "assets", "docs", "tests")
+    found = {}
+    for file in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        source = file.read_text(encoding="utf-8")
+        seam = source.find("= import_onnxruntime()")
+        outside = imports_of_onnxruntime(source if seam < 0 else source[:seam])
+        if outside and file != Path(__file__).resolve():
+            found[file.relative_to(ROOT).as_posix()] = outside
+    assert found == {
+        "edgevlm/telemetry.py": ["import onnxruntime"],
+        "tests/benchmarks/peers/gemm.py": ["import onnxruntime as ort"],  # in an environment without edgevlm
+    }
+
+
+def test_an_import_of_onnxruntime_is_seen() -> None:
+    inside = "def f():\n    import onnxruntime\n    from onnxruntime.quantization import quantize_dynamic\n"
+    assert len(imports_of_onnxruntime(inside)) == 2
+    assert imports_of_onnxruntime("import onnxruntime_qnn\nfrom edgevlm import telemetry\n") == []

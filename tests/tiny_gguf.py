@@ -126,6 +126,70 @@ def tensors(arch: str, n_tokens: int, *, tied: bool = True, seed: int = 0) -> di
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def calm_tensors(arch: str, n_tokens: int) -> dict[str, np.ndarray]:
+    """`tensors` of the sizes that trained models have, so that logits tell one computation from another."""
+
+    def scaled(name: str, value: np.ndarray) -> np.ndarray:
+        if value.ndim == 2:
+            return value * np.float32(0.05)
+        return np.float32(0.1) * value + np.float32("norm" in name)
+
+    return {name: scaled(name, value) for name, value in tensors(arch, n_tokens).items()}
+
+
+def llama3_factors() -> np.ndarray:
+    """rope_freqs.weight of a Llama 3 with a base of 10,000: of 16 divisors some are 1, some 8 and some between."""
+    inverse = 10000.0 ** -(np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    turns = 8192 * inverse / (2 * np.pi)
+    smooth = np.clip((turns - 1) / 3, 0, 1)
+    return np.asarray(1 / ((1 - smooth) / 8 + smooth), np.float32)
+
+
+ROTATIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "none with a factor": {"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+    "none with an old factor": {"rope.scaling.type": "none", "rope.scale_linear": 4.0},
+    "linear": {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+    "linear by the old key": {"rope.scaling.type": "linear", "rope.scale_linear": 4.0},
+    "a factor without a type": {"rope.scaling.factor": 4.0},
+    "an old factor without a type": {"rope.scale_linear": 4.0},
+    "a factor of 0 beside an old one": {"rope.scaling.factor": 0.0, "rope.scale_linear": 4.0},
+    "another base": {"rope.freq_base": 500000.0},
+    "key heads listed by layer": {"attention.head_count_kv": [KV_HEADS] * LAYERS},
+    "keys that change nothing": {
+        "tensor_data_layout": "Meta AI original pth",
+        "attention.layer_norm_epsilon": 0.5,
+        "rope.scaling.finetuned": True,
+        "rope.scaling.original_context_length": 64,
+        "attention.sliding_window_pattern": 2,
+        "vocab_size": 660,
+    },
+}
+"""Metadata below the architecture's prefix that is read, by what it says."""
+
+
+def add(out: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """Adds one metadata value under the GGUF type that llama.cpp expects of it."""
+    if isinstance(value, list):
+        out.add_array(key, value)
+    else:
+        kinds = {bool: out.add_bool, int: out.add_uint32, float: out.add_float32, str: out.add_string}
+        kinds[type(value)](key, value)
+
+
+def write_calm(
+    path: Path, arch: str, metadata: dict[str, Any] | None = None, more: dict[str, np.ndarray] | None = None
+) -> Path:
+    """Writes a model of calm tensors with `metadata` below the architecture's prefix and `more` tensors."""
+    vocabulary = byte_level("smollm")
+    with writer(path, arch, vocabulary) as out:
+        for name, value in {**calm_tensors(arch, len(vocabulary.tokens)), **(more or {})}.items():
+            out.add_tensor(name, value)
+        for key, value in (metadata or {}).items():
+            add(out, f"{arch}.{key}", value)
+    return path
+
+
 @contextmanager
 def writer(path: Path, arch: str = "llama", vocabulary: TinyVocabulary | None = None) -> Iterator[gguf.GGUFWriter]:
     """A GGUFWriter with complete metadata; tensors (and changes) are added inside the with block."""
@@ -190,3 +254,48 @@ def variants() -> dict[str, TinyVocabulary]:
         "spm": sentencepiece(),
         "spm-no-prefix": sentencepiece(add_space_prefix=False, add_bos_token=False),
     }
+
+
+def write_split(
+    whole: Path,
+    directory: Path,
+    *,
+    max_tensors: int = 0,
+    max_bytes: int = 0,
+    skip: str | None = None,
+    small_first: bool = False,
+) -> list[Path]:
+    """Writes `whole` again in pieces, by the gguf library's reader and writer; returns their paths.
+
+    With `small_first` the first piece has the metadata and no tensor.
+    """
+    reader = gguf.GGUFReader(whole)
+    fields = reader.fields
+    directory.mkdir(parents=True, exist_ok=True)
+    out = gguf.GGUFWriter(
+        directory / whole.name,
+        fields["general.architecture"].contents(),
+        split_max_tensors=max_tensors,
+        split_max_size=max_bytes,
+        small_first_shard=small_first,
+    )
+    for key, entry in fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            element = entry.types[-1] if entry.types[0] == gguf.GGUFValueType.ARRAY else None
+            out.add_key_value(key, entry.contents(), entry.types[0], element)
+    for tensor in reader.tensors:
+        if tensor.name != skip:
+            out.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return sorted(directory.glob(f"{whole.stem}-*.gguf"))
+
+
+def rewrite(path: Path, metadata: dict[str, int]) -> None:
+    """Sets integers of a file's metadata in place."""
+    reader = gguf.GGUFReader(path, "r+")
+    for key, value in metadata.items():
+        entry = reader.fields[key]
+        entry.parts[entry.data[0]][0] = value

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgevlm.errors import PackageError, UnsupportedModelError, UsageError
 from edgevlm.package import Package, open_package
+from edgevlm.package_lock import changing, scratch_directory
 from edgevlm.spec import MANIFEST_NAME, CompiledEntry, FileEntry, Manifest
 from edgevlm.strict_json import to_json
 from tvm_schedules.key_ranges import KeyRange, measure_keys
@@ -45,9 +46,17 @@ def compile_package(
 
     `text` is run once to find the range of each channel of the keys (`key_ranges`): what the cache quantises is then
     centred and level, and the model's floats are the same. A killed run leaves the package as it was.
-    Raises UnsupportedModelError naming the node that the engine cannot run.
+    Raises UnsupportedModelError naming the node that the engine cannot run, UsageError while another process changes
+    the package.
     """
     check_arch(arch)
+    with changing(path):
+        return _compile_package(path, arch, text, progress, language_only)
+
+
+def _compile_package(
+    path: Path, arch: str, text: str, progress: Progress | None, language_only: bool
+) -> CompiledEntry:
     package = open_package(path)
     if package.manifest.decoder.position_rank != 1:
         raise UnsupportedModelError(f"{package.path}: the engine takes positions of rank 1; use onnxruntime")
@@ -85,13 +94,16 @@ def compile_for_device(
     No weight is stored twice on the device; only the native engine of `arch` can load the copy. It appears whole or not
     at all. Raises UsageError when `output` exists, UnsupportedModelError when a graph cannot be lowered.
     """
-    package = open_package(path)
     if output.exists():
         raise UsageError(f"{output} exists; give the device's package another directory")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output}: the folder {output.parent} does not exist")
     scratch = output.with_name(f".{output.name}.compiling")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        shutil.copytree(package.path, scratch, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("lib"))
+    with changing(path), scratch_directory(scratch):
+        package = open_package(path)
+        shutil.copytree(
+            package.path, scratch, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("lib"), dirs_exist_ok=True
+        )
         copied = replace(package.manifest, compiled=(), npu=None, files=_files_outside(package, ("lib",)))
         _write_manifest(scratch, copied)
         entry = compile_package(scratch, arch, text, progress)
@@ -102,8 +114,6 @@ def compile_for_device(
         shutil.rmtree(scratch / "onnx")
         open_package(scratch)
         scratch.rename(output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return entry
 
 
@@ -143,7 +153,7 @@ def _write(package: Package, arch: str, ranges: list[KeyRange], directory: Path,
         arch=arch,
         hidden_size=lowered.hidden_size,
         vocab_size=decoder.vocab_size,
-        max_positions=lowered.max_positions,
+        max_positions=lowered.max_positions or decoder.max_position_embeddings,
         chunk_tokens=CHUNK_TOKENS,
         kv_bits=((8, 8),) * lowered.n_layers,
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import UnsupportedModelError
 from edgevlm.package import Package
+from edgevlm.telemetry import import_onnxruntime
 from edgevlm.tokenizer import Tokenizer
 from tvm_schedules.matrices import Matrix
 
@@ -76,7 +77,7 @@ def measure_keys(package: Package, text: str) -> list[KeyRange]:
 def _run_decoder(package: Package, ids: NDArray[np.int64], keys: list[str]) -> list[Float32]:
     """Runs `ids` once; returns the outputs `keys` (1, G, T, E), then the rotated queries of each layer."""
     import onnx
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     path = package.graph("decoder_model_merged")
     model = onnx.load(str(path), load_external_data=False)

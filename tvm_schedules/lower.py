@@ -52,12 +52,21 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """This call's positions times an initialiser of frequencies, and then the function of it that is `op`."""
+
+    frequencies: str
+    op: str = ""
+
+
+@dataclass(frozen=True)
 class Rotated:
-    """RoPE of a linear's result."""
+    """RoPE of a linear's result: by frequencies, or by two tables of all positions (packages made before)."""
 
     linear: Linear
-    cos: str
-    sin: str
+    frequencies: str = ""
+    cos: str = ""
+    sin: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,11 @@ class Control:
 
 
 @dataclass(frozen=True)
+class RowNumbers(Control):
+    """0, 1, 2... of this call's tokens."""
+
+
+@dataclass(frozen=True)
 class Lowered:
     """The call list of a decoder."""
 
@@ -82,7 +96,8 @@ class Lowered:
     graph_output: str
     hidden_size: int
     vocab_size: int
-    max_positions: int
+    max_positions: int | None
+    """Positions that the graph has tables for; None where it computes them."""
     n_layers: int
 
 
@@ -103,7 +118,7 @@ class _Lowering(PatternReader):
         self.key_ranges = key_ranges
         self.values |= dict.fromkeys(("attention_mask", "num_logits_to_keep", "position_ids"), Control())
         self.layer = 0
-        self.max_positions = 0
+        self.max_positions: int | None = None
         self.handlers = {
             "SimplifiedLayerNormalization": self._norm,
             "SkipSimplifiedLayerNormalization": self._add_norm,
@@ -111,9 +126,15 @@ class _Lowering(PatternReader):
             "RotaryEmbedding": self._rotary,
             "GroupQueryAttention": self._attention,
             "QuickGelu": self._silu,
-            "Mul": self._gated,
+            "Mul": self._product,
+            "Cast": self._cast,
+            "Cos": self._turn,
+            "Sin": self._turn,
+            "Range": self._range,
             "Slice": self._last_rows,
-            **dict.fromkeys(("ReduceSum", "Sub", "Shape", "Gather", "Cast", "Neg", "Unsqueeze"), self._control),
+            **dict.fromkeys(
+                ("ReduceSum", "Sub", "Shape", "Gather", "Neg", "Unsqueeze", "Size", "Reshape"), self._control
+            ),
         }
 
     def run(self, embed: OnnxGraph) -> Lowered:
@@ -157,7 +178,16 @@ class _Lowering(PatternReader):
         linear = self.get(node, 0, Linear)
         if node.attributes.get("interleaved", 0):
             raise self.unmatched(node)
-        self.values[node.outputs[0]] = Rotated(linear, node.inputs[2], node.inputs[3])
+        cos, sin = (self.values.get(name) for name in node.inputs[2:4])
+        if isinstance(cos, Turn) and isinstance(sin, Turn):
+            self.get(node, 1, RowNumbers)
+            if (cos.op, sin.op) != ("Cos", "Sin") or cos.frequencies != sin.frequencies:
+                raise self.unmatched(node)
+            self.values[node.outputs[0]] = Rotated(linear, cos.frequencies)
+        elif self.graph.has(node.inputs[2]) and self.graph.has(node.inputs[3]):
+            self.values[node.outputs[0]] = Rotated(linear, "", node.inputs[2], node.inputs[3])
+        else:
+            raise self.unmatched(node)
 
     def _attention(self, node: Node) -> None:
         query, key, value = self.get(node, 0, Rotated), self.get(node, 1, Rotated), self.get(node, 2, Linear)
@@ -166,7 +196,12 @@ class _Lowering(PatternReader):
             raise self.unmatched(node)
         heads, kv_heads = int(node.attributes["num_heads"]), int(node.attributes["kv_num_heads"])
         head_dim = int(query.linear.node.attributes["N"]) // heads
-        self.max_positions, half = self.graph.array(query.cos).shape
+        if query.frequencies:
+            half = len(self.graph.array(query.frequencies))
+            tables: dict[str, Any] = {"cos": self.table(query.frequencies)}
+        else:
+            self.max_positions, half = self.graph.array(query.cos).shape
+            tables = {"cos": self.table(query.cos), "sin": self.table(query.sin)}
         if head_dim not in HEAD_DIMS or 2 * half != head_dim:
             raise UnsupportedModelError(
                 f"node {node.name}: heads of {head_dim} channels, {2 * half} of them rotated; the engine has "
@@ -183,7 +218,6 @@ class _Lowering(PatternReader):
         shared |= {"head_dim": head_dim, "heads": heads, "kv_heads": kv_heads}
         centre = self.weights.add(keys.centre / keys.factors)
         scale = float(node.attributes.get("scale") or head_dim**-0.5)
-        tables: dict[str, Any] = {"cos": self.table(query.cos), "sin": self.table(query.sin)}
         self.ops.append(Op("append", value=scale, source="qkv", centre=centre, **tables, **shared))
         window = max(0, int(node.attributes.get("local_window_size", -1)))
         self._buffer("attended", heads * head_dim, CHUNK_TOKENS)
@@ -195,6 +229,33 @@ class _Lowering(PatternReader):
         if abs(float(node.attributes["alpha"]) - 1.0) > 1e-6:
             raise self.unmatched(node)
         self.values[node.outputs[0]] = Silu(self.get(node, 0, Linear))
+
+    def _product(self, node: Node) -> None:
+        """Positions times frequencies, or a gate times what it gates."""
+        if isinstance(self.values.get(node.inputs[0]), Control) and self.graph.has(node.inputs[1]):
+            self.values[node.outputs[0]] = Turn(node.inputs[1])
+        else:
+            self._gated(node)
+
+    def _turn(self, node: Node) -> None:
+        angles = self.get(node, 0, Turn)
+        if angles.op:
+            raise self.unmatched(node)
+        self.values[node.outputs[0]] = Turn(angles.frequencies, node.op_type)
+
+    def _cast(self, node: Node) -> None:
+        value = self.values.get(node.inputs[0])
+        if isinstance(value, Turn):
+            self.values[node.outputs[0]] = value
+        else:
+            self._control(node)
+
+    def _range(self, node: Node) -> None:
+        self._control(node)
+        start, step = node.inputs[0], node.inputs[2]
+        if not self.graph.has(start) or self.graph.array(start) != 0 or self.graph.array(step) != 1:
+            raise self.unmatched(node)
+        self.values[node.outputs[0]] = RowNumbers()
 
     def _gated(self, node: Node) -> None:
         gate, up = self.get(node, 0, Silu).linear, self.get(node, 1, Linear)
@@ -218,8 +279,9 @@ class _Lowering(PatternReader):
         for name in node.inputs:
             if name and not self.graph.has(name) and not isinstance(self.values.get(name), Control):
                 raise self.unmatched(node)
+        numbers = node.op_type == "Reshape" and isinstance(self.values.get(node.inputs[0]), RowNumbers)
         for name in node.outputs:
-            self.values[name] = Control()
+            self.values[name] = RowNumbers() if numbers else Control()
 
     # ---- calls
 

@@ -73,8 +73,18 @@ def known_objects(variant: Variant, cache: Path, sources: str) -> dict[str, Path
     index = _index(variant, cache, sources)
     if not index.exists():
         return None
-    known = {name: cache / file for name, file in json.loads(index.read_text(encoding="utf-8")).items()}
-    return known if all(path.exists() for path in known.values()) else None
+    known = {name: cache / file for name, file in _listed(index).items()}
+    return known if known and all(path.exists() for path in known.values()) else None
+
+
+def _listed(index: Path) -> dict[str, str]:
+    """Kernel → file of a list; nothing for a damaged one, whose objects are then made again."""
+    try:
+        listed = json.loads(index.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    is_sound = isinstance(listed, dict) and all(isinstance(file, str) for file in listed.values())
+    return listed if is_sound else {}
 
 
 def _index(variant: Variant, cache: Path, sources: str) -> Path:
@@ -106,7 +116,7 @@ def prune(cache: Path) -> None:
     indexes = sorted(cache.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     kept: set[str] = set()
     for index in indexes[:KEPT_LISTS]:
-        kept |= set(json.loads(index.read_text(encoding="utf-8")).values())
+        kept |= set(_listed(index).values())
     for index in indexes[KEPT_LISTS:]:
         index.unlink(missing_ok=True)
     for path in cache.glob("*.o"):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAGIC = 0x4E4C5045
-VERSION = 2
+VERSION = 3
 NONE = 2**64 - 1
 MAX_LOGIT_ROWS = 16
 """Rows of logits that one call may ask for."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgevlm.errors import PackageError
-from edgevlm.strict_json import from_json, to_json
+from edgevlm.strict_json import from_json, parse_json, to_json
 from tvm_schedules import tune_space
 from tvm_schedules.targets import BY_NAME, Variant
 from tvm_schedules.tune_space import SLOTS, Point, Slot
@@ -109,7 +109,7 @@ def read_record(path: Path, arch: str) -> Record:
     if not path.exists():
         return Record(FORMAT, arch, {})
     try:
-        record = from_json(Record, json.loads(path.read_text(encoding="utf-8")), "record")
+        record = from_json(Record, parse_json(path.read_bytes()), "record")
     except ValueError as error:
         raise PackageError(f"{path} is not a tuning record: {error}") from error
     if record.format != FORMAT:

@@ -175,4 +175,3 @@ class NativePictures:
             scratch.ctypes.data, scratch.nbytes,
         )  # fmt: skip
         return tiles
-

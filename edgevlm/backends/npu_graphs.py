@@ -12,6 +12,7 @@ from edgevlm.backends.ort import Running, ort_errors, return_free_memory
 from edgevlm.errors import BackendError, PackageError
 from edgevlm.package import Package
 from edgevlm.spec import NpuEntry, NpuGraph
+from edgevlm.telemetry import import_onnxruntime
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -81,7 +82,7 @@ class SimulatedGraphs(NpuGraphs):
         self._n_threads = n_threads
 
     def _open(self, path: str) -> Any:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgevlm.backends.session import Cancelled
 from edgevlm.errors import BackendError, PackageError
+from edgevlm.telemetry import import_onnxruntime
 
 
 @dataclass(eq=False)
@@ -74,7 +75,7 @@ class Graph:
         `keep_buffers` keeps activations' memory between runs: right for a graph that runs for every token, wrong for a
         tower, whose activations are many times larger and needed once.
         """
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         self.path = path
         self._runtime = onnxruntime
@@ -140,7 +141,7 @@ class Calls:
     @contextmanager
     def running(self) -> Iterator[Running]:
         """A call that `cancel` can end while the block lasts."""
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         running = Running(onnxruntime.RunOptions())
         self._runs.add(running)
@@ -203,8 +204,7 @@ def _session_options(onnxruntime: Any, n_threads: int, keep_buffers: bool) -> An
 
 def ort_errors() -> tuple[type[Exception], ...]:
     """Returns the exceptions that onnxruntime raises."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
+    state = import_onnxruntime().capi.onnxruntime_pybind11_state
     declared = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
     return (RuntimeError, *declared)
 

@@ -21,6 +21,7 @@ from edgevlm.cache import cache_directory
 from edgevlm.errors import BackendError
 from edgevlm.package import Package
 from edgevlm.spec import NpuTarget
+from edgevlm.telemetry import import_onnxruntime
 
 PROVIDER = "QNN"
 SOCS: dict[str, tuple[str, str, str]] = {
@@ -42,7 +43,7 @@ _devices: list[Any] = []
 def provider_device() -> Any:
     """Returns the provider's device, registering the library at the first call. Raises BackendError without it."""
     if not _devices:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         try:
             import onnxruntime_qnn
@@ -84,7 +85,7 @@ def licence_notice() -> str | None:
 
 def session_options(soc: str | None, *, allow_cpu: bool = False, **provider: str) -> Any:
     """Returns options that put a graph on the HTP of `soc` (None: of this machine), `provider` being more of QNN's."""
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     device = provider_device()
     import onnxruntime_qnn
@@ -128,7 +129,7 @@ class QnnGraphs(NpuGraphs):
             return super().run(name, feeds, running)
 
     def _open(self, path: str) -> Any:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         options = session_options(self._target.soc, allow_cpu=bool(self._target.on_cpu))
         try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 from edgevlm.cli.output import answer, json_object, size, table
 from edgevlm.cli.parser import Subparsers, number
+from edgevlm.cli.paths import input_file
 from edgevlm.cli.progress import ProgressBar
 from edgevlm.errors import UsageError
 
@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "the app import it; `bench` runs the app's benchmark page and prints its numbers.",
     )
     parser.add_argument("action", choices=("push", "bench"), metavar="ACTION", help="push or bench")
-    parser.add_argument("package", type=Path, nargs="?", metavar="PACKAGE", help="package directory to push")
+    parser.add_argument("package", type=input_file, nargs="?", metavar="PACKAGE", help="package directory to push")
     parser.add_argument(
         "--serial", metavar="SERIAL", help="which phone, as `adb devices` names it (default: the only one)"
     )

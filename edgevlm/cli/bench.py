@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from edgevlm.cli.options import add_load_options, load_arguments
 from edgevlm.cli.output import answer, json_object, table
 from edgevlm.cli.parser import Subparsers, number
+from edgevlm.cli.paths import input_file, output_file
 from edgevlm.cli.progress import ProgressBar
+from edgevlm.errors import UsageError
 
 JSON_FIELDS = {
     "package": "path of the package",
@@ -31,7 +32,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="measure a package on this machine",
         description="Measure a package on this machine: load, picture encoding, prefill, decode; medians of the runs.",
     )
-    parser.add_argument("package", type=Path, metavar="PACKAGE", help="package directory")
+    parser.add_argument("package", type=input_file, metavar="PACKAGE", help="package directory")
     parser.add_argument(
         "--prompt-tokens", type=number(int, 1), default=512, metavar="N", help="length of the prompt (default: 512)"
     )
@@ -41,20 +42,26 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeat", type=number(int, 1), default=3, metavar="N", help="runs, after one that is not counted (default: 3)"
     )
-    parser.add_argument("--image", type=Path, metavar="FILE", help="encode this picture, too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the kernels under the machine's roof (PNG)")
+    parser.add_argument("--image", type=input_file, metavar="FILE", help="encode this picture, too")
+    parser.add_argument(
+        "--plot", type=output_file, metavar="FILE", help="draw the kernels under the machine's roof (PNG)"
+    )
     add_load_options(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures; returns the exit code."""
+    from edgevlm.backends.opening import choose_backend
     from edgevlm.bench import measure
-    from edgevlm.roofline import check_plot, draw_roofline
+    from edgevlm.package import open_package
+    from edgevlm.roofline import NO_KERNELS, check_plot, draw_roofline
     from edgevlm.strict_json import to_json
 
     if args.plot is not None:
         check_plot(args.plot)
+        if choose_backend(open_package(args.package), args.backend) != "native":
+            raise UsageError(NO_KERNELS)
     with ProgressBar() as progress:
         result = measure(
             args.package,

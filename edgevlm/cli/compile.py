@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from edgevlm.backends.native_library import host_arch
 from edgevlm.cli.output import answer, json_object, note, parity_table
 from edgevlm.cli.parser import Subparsers, number
+from edgevlm.cli.paths import input_file, output_file
 from edgevlm.cli.progress import ProgressBar
 
 NPU_TARGET = "qnn-htp"
@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="add the native engine's or an NPU's form to a package",
         description="Add the native engine's or an NPU's form to a package. What it adds is data, not code.",
     )
-    parser.add_argument("package", type=Path, metavar="PACKAGE", help="package directory")
+    parser.add_argument("package", type=input_file, metavar="PACKAGE", help="package directory")
     parser.add_argument(
         "--target",
         default=host_arch(),
@@ -73,7 +73,10 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="split graphs into parts with less than N MB of weights each (default: what one binary holds, 2147)",
     )
     parser.add_argument(
-        "--device-only", type=Path, metavar="DIR", help="write a copy to DIR that holds no ONNX graphs, for one device"
+        "--device-only",
+        type=output_file,
+        metavar="DIR",
+        help="write a copy to DIR that holds no ONNX graphs, for one device",
     )
     return parser
 
@@ -82,13 +85,14 @@ def run(args: argparse.Namespace) -> int:
     """Compiles; returns the exit code."""
     if args.target == NPU_TARGET:
         return _run_npu(args)
+    from edgevlm.package_lock import changing
     from export import probes
     from export.device.files import add_device_files
     from tvm_schedules.compile import compile_for_device, compile_package
 
-    add_device_files(args.package)
     package = args.device_only or args.package
-    with ProgressBar() as progress:
+    with changing(args.package), ProgressBar() as progress:
+        add_device_files(args.package)
         if args.device_only:
             entry = compile_for_device(args.package, args.device_only, args.target, probes.text(), progress)
         else:

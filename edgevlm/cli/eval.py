@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevlm.cli.options import add_load_options, load_arguments
 from edgevlm.cli.output import answer, json_object, note, table
 from edgevlm.cli.parser import Subparsers, number
+from edgevlm.cli.paths import input_file, output_file, source_argument
 from edgevlm.cli.progress import ProgressBar
 from edgevlm.errors import UsageError
 
@@ -47,9 +47,9 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "Answers are greedy and free: nothing restricts them to the set's words. Questions of one picture share its "
         "encoding and its rows in the cache, and get the answers that separate calls would get.",
     )
-    parser.add_argument("package", metavar="PACKAGE", help="package directory")
+    parser.add_argument("package", type=input_file, metavar="PACKAGE", help="package directory")
     parser.add_argument(
-        "--set", required=True, metavar="NAME",
+        "--set", required=True, type=source_argument, metavar="NAME",
         help="easy-vqa, scenes or captions (made by assets/demo/sets.py), or the directory of a set of your own",
     )  # fmt: skip
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="ask only N questions, chosen at random")
@@ -57,10 +57,13 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-new-tokens", type=number(int, 1), default=32, metavar="N", help="longest answer (default: 32)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results with every answer, as JSON")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="write the results with every answer, as JSON")
     compared = parser.add_argument_group("comparison")
     compared.add_argument(
-        "--against", type=Path, metavar="PATH", help="count the flips against results of --out, or another package"
+        "--against",
+        type=input_file,
+        metavar="PATH",
+        help="count the flips against results of --out, or another package",
     )
     compared.add_argument("--against-backend", metavar="NAME", help="run the package compared with on this backend")
     tiling = parser.add_argument_group("tiling, in place of the package's own")

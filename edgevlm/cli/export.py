@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgevlm.cli.options import add_reference_options
 from edgevlm.cli.output import answer, json_object, note, parity_table, shown_path, size, table
 from edgevlm.cli.parser import Subparsers, number
+from edgevlm.cli.paths import input_file, output_file, source_argument
 from edgevlm.cli.progress import ProgressBar
 from edgevlm.errors import UsageError
 
@@ -37,10 +38,13 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         description="Turn a checkpoint into a package and verify it. Prints the package's path.",
     )
     parser.add_argument(
-        "source", metavar="SOURCE", help="snapshot directory, .gguf file, composed .json or its directory, or Hub id"
+        "source",
+        type=source_argument,
+        metavar="SOURCE",
+        help="snapshot directory, .gguf file, composed .json or its directory, or Hub id",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="package directory (default: <name>-edgevlm-<scheme>)"
+        "-o", "--output", type=output_file, metavar="DIR", help="package directory (default: <name>-edgevlm-<scheme>)"
     )
     parser.add_argument(
         "--scheme", metavar="NAME", help="language model: w4g32[z], w4g64[z], w4g128[z], w4g32-mix, w8, fp16 or fp32"
@@ -69,7 +73,11 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--context", type=number(int, 1), metavar="N", help="default context in tokens (default: at most 4096)"
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model (default: from the source)")
-    parser.add_argument("--chat-template", type=Path, metavar="FILE", help="use this chat template")
+    template = parser.add_mutually_exclusive_group()
+    template.add_argument("--chat-template", type=input_file, metavar="FILE", help="use this chat template")
+    template.add_argument(
+        "--no-chat-template", action="store_true", help="leave the chat template out; the package continues plain text"
+    )
     parser.add_argument(
         "--target", metavar="ARCH", help="compile for this architecture as the last step: x86_64 or arm64"
     )
@@ -107,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         reference=args.reference,
         name=args.name,
         chat_template=_read_template(args.chat_template),
+        no_chat_template=args.no_chat_template,
     )
     if args.target:
         from tvm_schedules.compile import check_arch

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevlm.cli.export import size_rows
 from edgevlm.cli.output import answer, json_object, parity_table, table
 from edgevlm.cli.parser import Subparsers, number
+from edgevlm.cli.paths import input_file
 
 if TYPE_CHECKING:
     from edgevlm.package import Package
@@ -32,7 +32,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="show what is in a package",
         description="Check a package and show what is in it.",
     )
-    parser.add_argument("package", type=Path, metavar="PACKAGE", help="package directory")
+    parser.add_argument("package", type=input_file, metavar="PACKAGE", help="package directory")
     parser.add_argument("--hash", action="store_true", help="compare the sha256 of every file, too")
     group = parser.add_argument_group("NPU")
     group.add_argument(
@@ -111,6 +111,8 @@ def _text(package: Package, hashes: str) -> str:
         facts.append(("pictures", f"{p.scheme}, tiles of {p.tile_px} px, {m.prompt.tokens_per_tile} tokens each"))
     else:
         facts.append(("pictures", "none (a language model)"))
+    if m.generation.not_applied:
+        facts.append(("not applied", f"{', '.join(m.generation.not_applied)} (of generation_config.json)"))
     facts.append(("hashes", hashes))
     width = max(len(name) for name, _ in facts)
     parts = ["\n".join(f"{name.ljust(width)}  {value}" for name, value in facts)]

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from edgevlm.cli.parser import number, size_bytes
+from edgevlm.cli.streams import require_text
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +82,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the keyword arguments of Model.generate."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    return {**{name: getattr(args, name) for name in names}, "stop": tuple(args.stop)}
+    stop = tuple(require_text(text, "the stop text") for text in args.stop)
+    return {**{name: getattr(args, name) for name in names}, "stop": stop}
 
 
 def add_reference_options(parser: argparse.ArgumentParser) -> None:

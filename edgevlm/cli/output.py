@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from edgevlm.errors import BackendError
 
 if TYPE_CHECKING:
     from edgevlm.spec import ParityEntry
 
 
+def drop(stream: IO[str]) -> None:
+    """Sends the rest of a stream nowhere: the interpreter flushes it once more on exit and must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class OutputError(BackendError):
+    """stdout takes no more: its disk is full."""
+
+
 def answer(text: str, end: str = "\n") -> None:
-    """Prints a part of the answer at once."""
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    """Prints a part of the answer at once. Raises OutputError when it cannot be written."""
+    try:
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written ({error.strerror})") from None
 
 
 def json_object(value: dict[str, Any]) -> None:
@@ -23,11 +41,21 @@ def json_object(value: dict[str, Any]) -> None:
     answer(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def note(text: str = "") -> None:
-    """Prints a line beside the answer."""
-    sys.stdout.flush()
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+def note(text: str = "", end: str = "\n") -> None:
+    """Prints a line beside the answer, where it can be."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):  # told by who writes there
+            sys.stdout.flush()  # what was said before comes first
+    try:
+        sys.stderr.write(text + end)
+        sys.stderr.flush()
+    except OSError:
+        drop(sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Returns `text` with control characters, which a hostile file can put into a message, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevlm.cli.options import add_load_options, add_sampling_options, load_arguments, sampling_arguments
 from edgevlm.cli.output import answer, counted, json_object, note, table
 from edgevlm.cli.parser import Subparsers
+from edgevlm.cli.paths import input_file, output_file
+from edgevlm.cli.streams import read_all, require_text
 from edgevlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,27 +38,30 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="answer one question",
         description="Answer one question, about pictures or not. The answer streams to stdout.",
     )
-    parser.add_argument("package", metavar="PACKAGE", help="package directory")
+    parser.add_argument("package", type=input_file, metavar="PACKAGE", help="package directory")
     parser.add_argument("prompt", metavar="PROMPT", help="the question; - reads it from standard input")
     parser.add_argument(
-        "--image", action="append", default=[], type=Path, metavar="FILE", help="a picture; may be repeated"
+        "--image", action="append", default=[], type=input_file, metavar="FILE", help="a picture; may be repeated"
     )
     add_sampling_options(parser)
     add_load_options(parser)
     parser.add_argument("--timings", action="store_true", help="print the time per stage on stderr")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace")
+    parser.add_argument("--trace", type=output_file, metavar="FILE", help="write a Chrome trace")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Answers; returns the exit code."""
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = read_all() if args.prompt == "-" else require_text(args.prompt, "the prompt")
     if not prompt.strip():
         raise UsageError("the prompt is empty")
 
     from edgevlm.model import load
     from edgevlm.strict_json import to_json
+    from edgevlm.whole_file import check_writable
 
+    if args.trace is not None:
+        check_writable(args.trace, "the trace")
     response: Response | None = None
     with load(args.package, **load_arguments(args)) as model:
         for chunk in model.stream(prompt, images=args.image, **sampling_arguments(args)):

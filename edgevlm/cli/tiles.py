@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevlm.cli.output import answer, json_object, note, table
 from edgevlm.cli.parser import Subparsers, number
+from edgevlm.cli.paths import input_file, output_file
 from edgevlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,15 +33,15 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="show how a picture is cut into tiles",
         description="Print how a picture is cut into tiles and how many tokens each way costs; -o draws the grid.",
     )
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="a picture")
+    parser.add_argument("image", type=input_file, metavar="IMAGE", help="a picture")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--package", type=Path, metavar="DIR", help="as this package cuts it")
+    which.add_argument("--package", type=input_file, metavar="DIR", help="as this package cuts it")
     which.add_argument("--scheme", metavar="NAME", help="as one published model does (default: all, compared)")
     parser.add_argument("--max-tiles", type=number(int, 1), metavar="N", help="at most N tiles in the grid")
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=output_file,
         metavar="FILE",
         help=f"write the picture with the grid drawn on it, as PNG (default scheme: {DRAWN_BY_DEFAULT})",
     )
@@ -52,14 +54,19 @@ def run(args: argparse.Namespace) -> int:
     from edgevlm.strict_json import to_json
     from edgevlm.tiles_drawing import draw_grid, tile_report
     from edgevlm.tiling import plan_tiles
+    from edgevlm.whole_file import check_writable, write_whole
 
+    if args.output is not None:
+        check_writable(args.output, "the drawing")
     specs = _specs(args.package, args.scheme)
     image = load_image(args.image)
     height_px, width_px = image.shape[:2]
     rows = tile_report(image, specs, args.max_tiles)
     if args.output is not None:
         drawn = specs.get(DRAWN_BY_DEFAULT) or next(iter(specs.values()))
-        draw_grid(image, plan_tiles(height_px, width_px, drawn[0], args.max_tiles)).save(args.output, format="PNG")
+        drawing = io.BytesIO()
+        draw_grid(image, plan_tiles(height_px, width_px, drawn[0], args.max_tiles)).save(drawing, format="PNG")
+        write_whole(args.output, drawing.getvalue(), "the drawing")
     if args.json:
         output = None if args.output is None else str(args.output)
         found = {"image": str(args.image), "height_px": height_px, "width_px": width_px}

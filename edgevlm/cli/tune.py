@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevlm.cli.output import answer, json_object, note, shown_path, table
 from edgevlm.cli.parser import Subparsers, number
+from edgevlm.cli.paths import output_file
 from edgevlm.cli.progress import ProgressBar
 from edgevlm.errors import BackendError, UsageError
 from edgevlm.strict_json import to_json
@@ -55,7 +55,11 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         "--boards", type=number(int, 1), default=1, metavar="N", help="boards to ask the tracker for (default: 1)"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="record to continue or begin (default: the build's own)"
+        "-o",
+        "--output",
+        type=output_file,
+        metavar="FILE",
+        help="record to continue or begin (default: the build's own)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the space and measure nothing")
     return parser
@@ -86,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     if not variants or (alien and not args.tracker):
         names = ", ".join(alien) or "any variant"
         raise BackendError(f"this machine cannot run {names}; boards that do are named with --tracker")
+    if args.output is not None and args.output.is_dir():
+        raise UsageError(f"cannot write the record to {args.output}: it is a directory; give the name of a file in it")
     path = args.output or record_path(variants[0].arch)
     boards = fleet(host, port, args.key, args.boards) if args.tracker else [local_board()]
     cpu = f"boards {args.key}" if args.tracker else tune.cpu_name()

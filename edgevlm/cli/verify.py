@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from edgevlm.cli.options import add_reference_options
 from edgevlm.cli.output import answer, json_object, parity_table
 from edgevlm.cli.parser import Subparsers
+from edgevlm.cli.paths import input_file, source_argument
 from edgevlm.cli.progress import ProgressBar
 from edgevlm.errors import ParityError
 
@@ -26,8 +26,10 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         help="check a package's numbers",
         description="Check a package's numbers. A failed check ends with exit code 5; the package is not changed.",
     )
-    parser.add_argument("package", type=Path, metavar="PACKAGE", help="package directory")
-    parser.add_argument("--source", metavar="SOURCE", help="the checkpoint that it was exported from")
+    parser.add_argument("package", type=input_file, metavar="PACKAGE", help="package directory")
+    parser.add_argument(
+        "--source", type=source_argument, metavar="SOURCE", help="the checkpoint that it was exported from"
+    )
     add_reference_options(parser)
     return parser
 

@@ -32,6 +32,14 @@ static int64_t partial_floats(const ev_context *context) {
     return most;
 }
 
+/* Half of a head when cosines and sines are computed for each call, 0 when the plan has tables of them. */
+static int32_t computed_half(const ev_model *model) {
+    const ev_plan_graph *graph = &model->graphs[0];
+    for (uint32_t i = 0; i < graph->n_ops; ++i)
+        if (model->ops[i].code == EV_OP_APPEND) return model->ops[i].sin == EV_NONE ? model->ops[i].head_dim / 2 : 0;
+    return 0;
+}
+
 static void lay_out(ev_context *context, ev_layout *layout) {
     const ev_model *model = context->model;
     const ev_plan_graph *graph = &model->graphs[0];
@@ -63,6 +71,10 @@ static void lay_out(ev_context *context, ev_layout *layout) {
     context->partials = ev_take(layout, partial_floats(context) * 4);
     context->ids = ev_take(layout, rows * 4);
     context->positions = ev_take(layout, rows * 4);
+    const int32_t half = computed_half(model);
+    context->cosines = ev_take(layout, rows * half * 4);
+    context->sines = ev_take(layout, rows * half * 4);
+    context->row_numbers = ev_take(layout, half ? rows * 4 : 0);
     context->op_times = ev_take(layout, graph->n_ops * (int64_t)sizeof *context->op_times);
     context->tree = ev_take(layout, EV_MAX_LOGIT_ROWS * 4);
 }
@@ -101,6 +113,8 @@ ev_status ev_context_new(ev_model *model, int32_t capacity, const uint8_t *kv_bi
     memset(context->block, 0, (size_t)measure.used);
     ev_layout place = {context->block, 0};
     lay_out(context, &place);
+    if (computed_half(model))
+        for (int32_t i = 0; i < padded_rows(model); ++i) context->row_numbers[i] = i;
     *result = context;
     return EV_OK;
 }

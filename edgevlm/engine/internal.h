@@ -69,6 +69,9 @@ struct ev_context {
     int32_t *sums;
     float *partials; /* attention results before the merge */
     int32_t *ids, *positions;
+    /* Of plans with frequencies: the rows of this call's positions, row i in the place of position i. */
+    float *cosines, *sines;
+    int32_t *row_numbers;
     ev_op_time *op_times; /* one per operation */
     int32_t profiled;
     int32_t *tree;      /* per drafted token the set of drafted tokens that it sees, as bits; itself among them */

@@ -97,8 +97,9 @@ static ev_status check_op(const ev_model *model, const ev_plan_graph *graph, uin
         if ((uint64_t)op->n < q + 2 * kv || (uint64_t)op->n >= MAX_SIDE) return bad_op(index, "the width of qkv is wrong");
         if (!inside(op->in, rows * (uint64_t)op->n, arena)) return bad_op(index, "input outside the arena");
         if (op->code == EV_OP_ATTEND) return inside(op->out, rows * q, arena) ? EV_OK : bad_op(index, "output outside the arena");
-        const uint64_t table = (uint64_t)model->header->max_positions * head / 2 * 4;
-        if (!weights_inside(op->cos, table, total, 0) || !weights_inside(op->sin, table, total, 0) ||
+        const int computed = op->sin == EV_NONE && model->header->version != EV_PLAN_VERSION_TABLES;
+        const uint64_t table = (computed ? 1 : (uint64_t)model->header->max_positions) * head / 2 * 4;
+        if (!weights_inside(op->cos, table, total, 0) || !weights_inside(op->sin, table, total, computed) ||
             !weights_inside(op->centre, kv * 4, total, 0))
             return bad_op(index, "tables outside weights.bin");
         return EV_OK;
@@ -109,7 +110,7 @@ static ev_status check_op(const ev_model *model, const ev_plan_graph *graph, uin
 /* What one operation leaves for another is what that one reads: activation codes, and the rows of a layer's cache. */
 static ev_status check_order(const ev_model *model, const ev_plan_graph *graph) {
     uint32_t appends[MAX_LAYERS] = {0}; /* per layer the number of the operation that writes its cache, plus 1 */
-    const ev_op *quantised = NULL;
+    const ev_op *quantised = NULL, *first = NULL;
     for (uint32_t i = graph->first_op; i < graph->first_op + graph->n_ops; ++i) {
         const ev_op *op = &model->ops[i];
         if (op->code == EV_OP_QUANTISE) quantised = op;
@@ -118,6 +119,9 @@ static ev_status check_order(const ev_model *model, const ev_plan_graph *graph) 
         if (op->code == EV_OP_APPEND) {
             if (appends[op->layer]) return bad_op(i, "the cache of its layer is written twice");
             appends[op->layer] = i + 1;
+            if (first && (first->cos != op->cos || first->sin != op->sin || first->head_dim != op->head_dim))
+                return bad_op(i, "its layer turns by other frequencies than the first");
+            if (!first) first = op;
         }
         if (op->code == EV_OP_ATTEND) {
             const ev_op *append = appends[op->layer] ? &model->ops[appends[op->layer] - 1] : NULL;
@@ -133,7 +137,7 @@ static ev_status check_plan(ev_model *model) {
     const ev_plan_header *header = file->data;
     if (file->size < (int64_t)sizeof *header || header->magic != EV_PLAN_MAGIC)
         return ev_fail(EV_ERROR_PACKAGE, "plan.bin is not an edgevlm plan");
-    if (header->version != EV_PLAN_VERSION)
+    if (header->version != EV_PLAN_VERSION && header->version != EV_PLAN_VERSION_TABLES)
         return ev_fail(EV_ERROR_PACKAGE, "plan.bin has version %u, this library reads %u; compile the package again", header->version, EV_PLAN_VERSION);
     if (header->arch != THIS_ARCH)
         return ev_fail(EV_ERROR_PACKAGE, "plan.bin is for architecture %u, this library is %d; compile the package for this target", header->arch, THIS_ARCH);

@@ -5,7 +5,9 @@
 #include <stdint.h>
 
 #define EV_PLAN_MAGIC 0x4e4c5045u /* "EPLN" */
-#define EV_PLAN_VERSION 2u
+#define EV_PLAN_VERSION 3u
+/* Plans of this version have tables of all positions; they are still read. */
+#define EV_PLAN_VERSION_TABLES 2u
 #define EV_NONE UINT64_MAX
 /* Rows of logits that one call may ask for: drafted tokens are scored up to this many at a time. */
 #define EV_MAX_LOGIT_ROWS 16
@@ -60,6 +62,8 @@ typedef struct {
     float value;               /* epsilon of a norm, scale of the queries */
     uint64_t in, out;          /* arena offsets in floats */
     uint64_t weight, scales, zeros, bias; /* offsets into weights.bin; norms keep gamma in weight, beta in bias */
+    /* APPEND: tables of cosines and sines, max_positions rows of head_dim / 2 floats; or, with sin none, in cos the
+     * head_dim / 2 frequencies that the engine computes the rows of a call from. */
     uint64_t cos, sin, centre;
     int32_t rows;              /* vision encoder: rows a tile */
     int32_t reserved;

@@ -55,9 +55,14 @@ ev_status ev_check_image_spec(const ev_image_spec *spec) {
         return ev_fail(EV_ERROR_USAGE, "max_tiles is %d, expected 1 to %d", spec->max_tiles, MAX_TILES);
     if (spec->longest_edge_px < 0 || spec->longest_edge_px > MAX_EDGE)
         return ev_fail(EV_ERROR_USAGE, "longest_edge_px is %d, expected 0 to %d", spec->longest_edge_px, MAX_EDGE);
-    for (int channel = 0; channel < 3; ++channel)
-        if (!(spec->image_mean[channel] >= 0 && spec->image_mean[channel] <= 1 && spec->image_std[channel] >= 1e-6 && spec->image_std[channel] <= 1e6))
-            return ev_fail(EV_ERROR_USAGE, "image_mean must be in 0 to 1 and image_std at least 1e-6");
+    /* The mean is a share of white where it is the padding's colour too, and in the units of rescale_factor elsewhere. */
+    const int pads = spec->scheme == EV_SCHEME_RELAXED;
+    for (int channel = 0; channel < 3; ++channel) {
+        if (!(spec->image_mean[channel] >= (pads ? 0 : -1e6) && spec->image_mean[channel] <= (pads ? 1 : 1e6)))
+            return ev_fail(EV_ERROR_USAGE, "image_mean is %g, expected %s", spec->image_mean[channel], pads ? "0 to 1" : "-1e6 to 1e6");
+        if (!(spec->image_std[channel] >= 1e-6 && spec->image_std[channel] <= 1e6))
+            return ev_fail(EV_ERROR_USAGE, "image_std is %g, expected 1e-6 to 1e6", spec->image_std[channel]);
+    }
     if (!(spec->rescale_factor >= 1e-6 && spec->rescale_factor <= 1e6))
         return ev_fail(EV_ERROR_USAGE, "rescale_factor is %g, expected 1e-6 to 1e6", spec->rescale_factor);
     switch (spec->scheme) {

@@ -7,17 +7,16 @@ compared only when they are answers to the same questions about the same pixels.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edgevlm.cache import cache_directory
 from edgevlm.errors import UsageError
-from edgevlm.strict_json import from_json
+from edgevlm.strict_json import from_json, parse_json
 
 CARD_NAME = "set.json"
 QUESTIONS_NAME = "questions.jsonl"
@@ -168,7 +167,6 @@ def _read(cls: type[T], path: Path) -> T:
 
 def _parse(cls: type[T], text: str, where: str) -> T:
     try:
-        data: Any = json.loads(text)
-        return from_json(cls, data)
-    except (ValueError, RecursionError) as error:
+        return from_json(cls, parse_json(text))
+    except ValueError as error:
         raise UsageError(f"{where}: {error}") from None

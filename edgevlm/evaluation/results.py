@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgevlm.errors import UsageError
 from edgevlm.evaluation.question_set import SetCard
 from edgevlm.evaluation.scores import Flips, Score, flips
-from edgevlm.strict_json import from_json, to_json
+from edgevlm.strict_json import from_json, parse_json, to_json
+from edgevlm.whole_file import check_writable, write_whole
 
 FORMAT = 1
 
@@ -111,29 +111,23 @@ def compare(here: Evaluation, there: Evaluation) -> Flips:
 
 def write_results(evaluation: Evaluation, path: Path) -> None:
     """Writes the results beside `path` and renames: half a file is never taken for a whole one."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        scratch.write_text(json.dumps(to_json(evaluation), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise UsageError(f"cannot write the results to {path} ({error.strerror})") from None
+    text = json.dumps(to_json(evaluation), indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode("utf-8", "replace"), "the results")
 
 
 def check_results_path(path: Path) -> None:
     """Raises UsageError for a place that cannot be written, before the work begins."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"cannot write the results to {path}: it is a directory, or its folder does not exist")
+    check_writable(path, "the results")
 
 
 def read_results(path: Path) -> Evaluation:
     """Returns what `write_results` wrote. Raises UsageError for anything else."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
         if isinstance(data, dict) and data.get("format") != FORMAT:
             raise ValueError(f"the format is {data.get('format')!r}, expected {FORMAT}")
         return from_json(Evaluation, data)
     except OSError as error:
         raise UsageError(f"{path}: cannot read these results ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: these are not results of `edgevlm eval` ({error})") from None

@@ -37,4 +37,11 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
         raise UnsupportedModelError(
             f"model type {model_type!r} (config.json: model_type) is not implemented; implemented: {', '.join(ARCHS)}"
         )
+    for part in ("text_config", "vision_config"):
+        inner = config.get(part)
+        if isinstance(inner, Mapping) and inner.get("quantization_config"):
+            raise UnsupportedModelError(
+                f"config.json: {part}.quantization_config states weights quantised by another tool; "
+                "use the model's bf16, fp16 or fp32 release"
+            )
     return ARCHS[model_type](config, files)

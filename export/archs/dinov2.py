@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from export.archs.fields import Fields, head_dim
+from export.archs.fields import MAX_LAYERS, Fields, head_dim, square_grid
 from export.archspec import ArchSpec, NameMap, VisionSpec
 
+NOT_NULL = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "image_size", "patch_size"),
+    *("num_channels", "layer_norm_eps", "hidden_act", "qkv_bias", "use_swiglu_ffn"),
+)
+"""Fields that transformers' Dinov2Config refuses as null."""
 IGNORE = (r"(.*\.)?embeddings\.mask_token", r"classifier\..*")
 
 
@@ -23,12 +28,14 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
 
 def vision_spec(fields: Fields, image_px: int) -> VisionSpec:
     """The tower of a Dinov2Config, for tiles of `image_px` (defaults: transformers 5.24)."""
+    fields.not_null(*NOT_NULL)
     fields.require("use_swiglu_ffn", False, (False,))
     fields.require("num_channels", 3, (3,))
-    layers = fields.integer("num_hidden_layers", 12)
+    layers = fields.integer("num_hidden_layers", 12, MAX_LAYERS)
     width = fields.integer("hidden_size", 768)
     heads = fields.integer("num_attention_heads", 12)
     patch = fields.side("patch_size", 14)
+    square_grid(fields, image_px, patch)
     return VisionSpec(
         layers=layers,
         run_layers=layers,
@@ -39,9 +46,9 @@ def vision_spec(fields: Fields, image_px: int) -> VisionSpec:
         image_px=image_px,
         patch=patch,
         pos="bicubic",
-        pos_grid=fields.side("image_size", 224) // patch,
+        pos_grid=square_grid(fields, fields.side("image_size", 224), patch),
         cls=True,
-        norm_eps=fields.number("layer_norm_eps", 1e-6),
+        norm_eps=fields.positive("layer_norm_eps", 1e-6),
         layer_scale=True,
         bias_qkv=fields.flag("qkv_bias", True),
         act=fields.activation("gelu"),

@@ -6,18 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.spec import ProcessorSpec, PromptSpec
+from edgevlm.tiling import MAX_LONGEST_EDGE_PX
 from export.archs import llama, siglip
 from export.archs.fields import Fields, tied
-from export.archs.files import ImageProcessing, check_image_token, generation_spec, read_json
+from export.archs.files import check_image_token, generation_spec, read_json
+from export.archs.picture_processor import Edges, PictureProcessor, refused
 from export.archspec import ArchSpec, ConnectorSpec, LinearSpec, NameMap, VisionSpec
 
+WITHOUT_TEXT_CONFIG = replace(llama.LLAMA, rms_norm_eps=1e-5)
+"""The language model of a config that says nothing of it."""
 HALF = (0.5, 0.5, 0.5)
 LANCZOS = 1
+PROCESSORS = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+"""The two are one program."""
+MAX_SIDE_TILES = 64
+"""Rows and columns of a grid that packages and the engine take."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class Variant:
     image_token: str = "<image>"
     around_token: str = "<fake_token_around_image>"
     global_token: str = "<global-img>"
+    tokens_by_name: bool = False
+    """Whether the processor takes these three from the tokenizer where tokenizer_config.json names them."""
 
 
 IDEFICS3 = Variant("idefics3")
@@ -42,6 +52,7 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
 
 def whole_spec(config: Mapping[str, Any], files: Mapping[str, bytes], variant: Variant) -> ArchSpec:
     top = Fields(config)
+    top.not_null("image_token_id", "scale_factor")
     text, vision_fields = top.child("text_config"), top.child("vision_config")
     text.require("model_type", "llama", ("llama",))
     vision = siglip.vision_spec(vision_fields, pos="bucket", width=1152, heads=16, image_px=224, patch_px=32)
@@ -51,7 +62,8 @@ def whole_spec(config: Mapping[str, Any], files: Mapping[str, bytes], variant: V
         raise UnsupportedModelError(
             f"{top.where('scale_factor')} {factor} does not divide the tower's {grid}x{grid} patches"
         )
-    language = llama.language_spec(text, tied=tied(top, text, False))
+    defaults = llama.LLAMA if top.get("text_config") is not None else WITHOUT_TEXT_CONFIG
+    language = llama.language_spec(text, tied=tied(top), defaults=defaults)
     n_tokens = (grid // factor) ** 2
     return ArchSpec(
         model_type=variant.model_type,
@@ -67,47 +79,80 @@ def whole_spec(config: Mapping[str, Any], files: Mapping[str, bytes], variant: V
         connector=ConnectorSpec(
             reduce="s2d", factor=factor, linears=(LinearSpec(language.hidden, False),), act_after=()
         ),
-        processor=_processor(files, variant, vision),
+        processor=_processor(config, files, variant, vision),
         prompt=_prompt(top, files, variant, n_tokens),
         generation=generation_spec(top, text, files),
     )
 
 
-def _processor(files: Mapping[str, bytes], variant: Variant, vision: VisionSpec) -> ProcessorSpec:
-    processing = ImageProcessing(files, variant.model_type)
-    tile_px = processing.edge("max_image_size", variant.tile_px)
+def _processor(
+    config: Mapping[str, Any], files: Mapping[str, bytes], variant: Variant, vision: VisionSpec
+) -> ProcessorSpec:
+    processing = PictureProcessor(files, config, PROCESSORS)
+    tile_px = processing.tile_edge("max_image_size", variant.tile_px)
     if tile_px != vision.image_px:
         raise UnsupportedModelError(
             f"{processing.where('max_image_size')}.longest_edge {tile_px} differs from the tower's "
             f"image_size {vision.image_px} (config.json: vision_config.image_size); only equal sizes are implemented"
         )
-    longest_px = processing.edge("size", 4 * variant.tile_px)
-    n_side = -(-longest_px // tile_px)
+    processing.check_unused_crop()
     splits = processing.flag("do_image_splitting", True)
-    return ProcessorSpec(
-        scheme="tile_grid" if splits else "square",
+    longest_px = _longest_edge(processing, variant, tile_px)
+    if splits and longest_px is None and not processing.flag("do_resize", True):
+        raise UnsupportedModelError(
+            f"{processing.where('do_resize')} is false beside do_image_splitting; without a first resize a picture "
+            "has as many tiles as its size asks for, which is not implemented"
+        )
+    values = processing.pixel_values(HALF, HALF)
+    spec = ProcessorSpec(
+        scheme="square",
         tile_px=tile_px,
         resample=processing.resample(LANCZOS),
-        image_mean=processing.channels("image_mean", HALF),
-        image_std=processing.channels("image_std", HALF),
-        rescale_factor=processing.number("rescale_factor", 1 / 255),
-        thumbnail="last" if splits else "none",
-        max_rows=n_side if splits else 1,
-        max_cols=n_side if splits else 1,
-        max_tiles=n_side * n_side if splits else 1,
-        longest_edge_px=longest_px if splits else None,
+        image_mean=values.mean,
+        image_std=values.std,
+        rescale_factor=values.factor,
+        longest_edge_px=longest_px,
     )
+    if not splits or longest_px is None:
+        return spec
+    n_side = -(-min(longest_px, MAX_LONGEST_EDGE_PX) // tile_px)
+    if n_side > MAX_SIDE_TILES:
+        raise UnsupportedModelError(
+            f"{processing.where('size')}.longest_edge {longest_px} makes a grid of {n_side} x {n_side} tiles of "
+            f"{tile_px} px; at most {MAX_SIDE_TILES} x {MAX_SIDE_TILES} is implemented"
+        )
+    return replace(
+        spec, scheme="tile_grid", thumbnail="last", max_rows=n_side, max_cols=n_side, max_tiles=n_side * n_side
+    )
+
+
+def _longest_edge(processing: PictureProcessor, variant: Variant, tile_px: int) -> int | None:
+    """The first resize, to a longest edge; None where there is none, or where it makes the one tile."""
+    if not processing.flag("do_resize", True):
+        return None
+    square = processing.flag("default_to_square", True)
+    size = processing.size("size", {"longest_edge": 4 * variant.tile_px}, square=square)
+    if isinstance(size, Edges):
+        return processing.longest_edge(size, "size")
+    if size != (tile_px, tile_px):
+        raise UnsupportedModelError(
+            f"{processing.where('size')} is {size[0]} x {size[1]} pixels for every picture; implemented: longest_edge, "
+            f"and the tile's own {tile_px} x {tile_px}"
+        )
+    return None
 
 
 def _prompt(top: Fields, files: Mapping[str, bytes], variant: Variant, n_tokens: int) -> PromptSpec:
     declared = read_json(files, "processor_config.json").get("image_seq_len")
-    if declared is not None and declared != n_tokens:
+    if declared is not None and (not isinstance(declared, int) or isinstance(declared, bool) or declared != n_tokens):
         raise PackageError(
-            f"processor_config.json says image_seq_len {declared}, the vision tower and connector of config.json "
+            f"processor_config.json says image_seq_len {declared!r}, the vision tower and connector of config.json "
             f"make {n_tokens} tokens a tile; one of the two files is from another checkpoint"
         )
     image_token_id = top.integer("image_token_id", variant.image_token_id)
     check_image_token(files, variant.image_token, image_token_id)
+    if variant.tokens_by_name:
+        _check_named_tokens(files, variant)
     around, whole = variant.around_token, variant.global_token
     return PromptSpec(
         image_token=variant.image_token,
@@ -120,3 +165,19 @@ def _prompt(top: Fields, files: Mapping[str, bytes], variant: Variant, n_tokens:
         image_suffix=around,
         content_format="list",
     )
+
+
+def _check_named_tokens(files: Mapping[str, bytes], variant: Variant) -> None:
+    """Refuses other texts than the usual ones. Source: transformers 5.24, smolvlm/processing_smolvlm.py."""
+    config = read_json(files, "tokenizer_config.json")
+    usual = {
+        "image_token": variant.image_token,
+        "fake_image_token": variant.around_token,
+        "global_image_token": variant.global_token,
+    }
+    for holder in (config, config.get("extra_special_tokens"), config.get("model_specific_special_tokens")):
+        for name, token in usual.items():
+            found = holder.get(name) if isinstance(holder, Mapping) else None
+            text = found.get("content") if isinstance(found, Mapping) else found
+            if text is not None and text != token:
+                raise refused(name, text, f"tokenizer_config.json: {name}", [repr(token)])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from export.archs.fields import Fields, head_dim, rope_spec, tied
+from export.archs.fields import MAX_LAYERS, Fields, head_dim, rope_spec, tied
 from export.archs.files import generation_spec
 from export.archspec import ArchSpec, LayerKind, LMSpec, NameMap
 
@@ -21,18 +21,23 @@ class LlamaDefaults:
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
     num_key_value_heads: int | None = None
+    """Of a config without the field; null in a config is always as many as heads."""
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
 
 
 LLAMA = LlamaDefaults()
+NOT_NULL = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "rms_norm_eps", "hidden_act", "attention_bias", "mlp_bias"),
+)
+"""Fields that transformers' LlamaConfig and Qwen2Config refuse as null."""
 IGNORE = (r"(.*\.)?rotary_emb\.inv_freq",)
 
 
 def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec:
     fields = Fields(config)
-    language = language_spec(fields, tied=tied(fields, fields, LLAMA.tie_word_embeddings))
+    language = language_spec(fields, tied=tied(fields))
     return ArchSpec(
         model_type="llama",
         names=NameMap(language=language_names("model.", "lm_head"), ignore=IGNORE, roots=(("model.", ""),)),
@@ -41,30 +46,34 @@ def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec
     )
 
 
-def language_spec(
-    fields: Fields, *, tied: bool, defaults: LlamaDefaults = LLAMA, bias_qkv: bool | None = None
-) -> LMSpec:
-    """LMSpec of a llama-shaped config; `bias_qkv` None reads `attention_bias`, which then also covers o_proj."""
-    layers = fields.integer("num_hidden_layers", defaults.num_hidden_layers)
+def language_spec(fields: Fields, *, tied: bool, defaults: LlamaDefaults = LLAMA, biases: bool | None = None) -> LMSpec:
+    """LMSpec of a llama-shaped config.
+
+    `biases` None reads `attention_bias`, which covers q, k, v and o, and `mlp_bias`; True and False say whether q, k
+    and v alone have one, whatever the config says.
+    """
+    fields.not_null(*NOT_NULL)
+    layers = fields.integer("num_hidden_layers", defaults.num_hidden_layers, MAX_LAYERS)
     hidden = fields.integer("hidden_size", defaults.hidden_size)
     heads = fields.integer("num_attention_heads", defaults.num_attention_heads)
+    absent = heads if "num_key_value_heads" in fields.data else defaults.num_key_value_heads or heads
     context = fields.integer("max_position_embeddings", defaults.max_position_embeddings)
     full: LayerKind = "full"
-    attention_bias = fields.flag("attention_bias", False) if bias_qkv is None else False
+    attention_bias = fields.flag("attention_bias", False) if biases is None else False
     return LMSpec(
         layer_kinds=(full,) * layers,
         hidden=hidden,
         heads=heads,
         head_dim=(head_dim(fields, hidden, heads),) * layers,
-        kv_heads=(fields.integer("num_key_value_heads", defaults.num_key_value_heads or heads),) * layers,
+        kv_heads=(fields.integer("num_key_value_heads", absent),) * layers,
         mlp=(fields.integer("intermediate_size", defaults.intermediate_size),) * layers,
         vocab=fields.integer("vocab_size", defaults.vocab_size),
         context=context,
         ropes=(("full", rope_spec(fields, context)),),
-        norm_eps=fields.number("rms_norm_eps", defaults.rms_norm_eps),
-        bias_qkv=attention_bias if bias_qkv is None else bias_qkv,
+        norm_eps=fields.positive("rms_norm_eps", defaults.rms_norm_eps),
+        bias_qkv=attention_bias if biases is None else biases,
         bias_o=attention_bias,
-        bias_mlp=fields.flag("mlp_bias", False),
+        bias_mlp=fields.flag("mlp_bias", False) if biases is None else False,
         mlp_act=fields.activation("silu"),
         tied=tied,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from export.archs.idefics3 import Variant, whole_spec
 from export.archspec import ArchSpec
 
-SMOLVLM = Variant("smolvlm")
+SMOLVLM = Variant("smolvlm", tokens_by_name=True)
 
 
 def arch_spec(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ArchSpec:

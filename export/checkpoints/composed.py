@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError
+from edgevlm.manifest_values import MAX_VOCAB
 from edgevlm.strict_json import from_json
 from export.checkpoints.gguf_model import open_gguf
 from export.checkpoints.low_rank import LowRankUpdated
@@ -82,8 +83,11 @@ def open_composed(path: Path) -> Contents:
     language_path = _part(directory, spec.language, path)
     language = open_snapshot(language_path) if language_path.is_dir() else open_gguf(language_path)
     files = dict(language.files)
+    files.pop("preprocessor_config.json", None)  # how pictures are processed stands in composed.json
     if "tokenizer.json" not in files:
-        raise PackageError(f"{language_path} has no tokenizer.json, which the image token must be added to.")
+        raise PackageError(
+            f"{language_path} has no tokenizer.json, which the image token must be added to; {language.tokenizer_hint}"
+        )
     files["tokenizer.json"], image_token_id = add_special_token(
         files["tokenizer.json"], spec.image_token, f"{language_path}: tokenizer.json"
     )
@@ -117,16 +121,24 @@ def add_special_token(tokenizer_json: bytes, token: str, where: str) -> tuple[by
     if not isinstance(added, list) or not isinstance(vocab, dict):
         raise PackageError(f"{where} has no 'added_tokens' list or no 'model.vocab' object.")
     for entry in added:
+        if not isinstance(entry, dict) or not _is_token_id(entry.get("id")):
+            raise PackageError(f"{where} has an entry of 'added_tokens' without a token id.")
         if entry.get("content") == token:
             if not entry.get("special"):
                 raise PackageError(f"{where} has {token!r} as an ordinary token, so that it cannot mark images.")
             return tokenizer_json, int(entry["id"])
     if token in vocab:
         raise PackageError(f"{where} has {token!r} as an ordinary token, so that it cannot mark images.")
+    if not all(map(_is_token_id, vocab.values())):
+        raise PackageError(f"{where} has an entry of 'model.vocab' without a token id.")
     index = 1 + max([*vocab.values(), *(entry["id"] for entry in added)], default=-1)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added.append({"id": index, "content": token, **flags})
     return json.dumps(tokenizer, ensure_ascii=False).encode(), index
+
+
+def _is_token_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_VOCAB
 
 
 def _part(directory: Path, relative: str, named_by: Path) -> Path:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError, UnsupportedModelError
+from export.checkpoints.file_kinds import other_kind_of
 from export.checkpoints.source import TensorInfo, rows_per_chunk
 
 READABLE_TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Stored:
+    path: Path
     offset: int
     row_bytes: int
 
@@ -72,10 +74,24 @@ class GGUFFile:
         for first in range(start, stop, step):
             last = min(first + step, stop)
             offset = stored.offset + first * stored.row_bytes
-            mapped = np.memmap(self.path, np.uint8, "r", offset, shape=(last - first) * stored.row_bytes)
+            mapped = np.memmap(stored.path, np.uint8, "r", offset, shape=(last - first) * stored.row_bytes)
             blocks = np.asarray(mapped).reshape(-1, stored.row_bytes if len(shape) > 1 else len(mapped))
             out[first - start : last - start] = dequantize(blocks, kind).reshape(last - first, *shape[1:])
         return out if info.shape else out.reshape(())
+
+    def add_tensors(self, other: GGUFFile) -> None:
+        """Takes the tensors of another piece of the same model in; they are read from that piece.
+
+        Raises PackageError when a name is in both.
+        """
+        for name in other._info:
+            if name in self._info:
+                raise PackageError(
+                    f"tensor {name!r} is in {self._stored[name].path} and in {other.path}; the pieces are not of one "
+                    "model."
+                )
+        self._info |= other._info
+        self._stored |= other._stored
 
     def text(self, key: str) -> str | None:
         """A string of the metadata; None when absent."""
@@ -84,6 +100,23 @@ class GGUFFile:
     def integer(self, key: str) -> int | None:
         """An integer of the metadata; None when absent."""
         return self._typed(key, int)
+
+    def count(self, key: str, layers: int) -> int | None:
+        """An integer that holds for all layers: one number, or a list of `layers` equal ones; None when absent.
+
+        Raises PackageError for a list of another length, UnsupportedModelError for layers that differ.
+        """
+        value = self.metadata.get(key)
+        if not isinstance(value, list):
+            return self.integer(key)
+        if len(value) != layers or any(type(item) is not int for item in value):
+            raise PackageError(f"{self.path}: '{key}' lists {len(value):,} values; expected {layers} integers.")
+        if len(set(value)) > 1:
+            shown = ", ".join(str(item) for item in sorted(set(value))[:4])
+            raise UnsupportedModelError(
+                f"{self.path}: '{key}' differs between layers ({shown}), which is not supported for GGUF files."
+            )
+        return int(value[0])
 
     def flag(self, key: str) -> bool | None:
         """A boolean of the metadata; None when absent."""
@@ -118,11 +151,17 @@ class GGUFFile:
 
     def _parse(self, cursor: _Cursor) -> None:
         if cursor.take(4) != b"GGUF":
-            raise PackageError(f"{self.path} is not a GGUF file: it does not start with 'GGUF'.")
+            kind = other_kind_of(self.path)
+            found = f", but {kind}" if kind else ": it does not start with 'GGUF'"
+            raise PackageError(f"{self.path} is not a GGUF file{found}.")
         version = cursor.scalar("<I")
+        if version & 0xFFFF == 0:
+            raise UnsupportedModelError(
+                f"{self.path} is a big-endian GGUF file; convert it to little-endian first: "
+                "python -m gguf.scripts.gguf_convert_endian FILE little"
+            )
         if version not in (2, 3):
-            hint = " (a big-endian file?)" if version > 0xFFFF else ""
-            raise UnsupportedModelError(f"{self.path} is GGUF version {version}{hint}; versions 2 and 3 are read.")
+            raise UnsupportedModelError(f"{self.path} is GGUF version {version}; versions 2 and 3 are read.")
         n_tensors, n_entries = cursor.scalar("<Q"), cursor.scalar("<Q")
         for _ in range(n_entries):
             key = cursor.string()
@@ -174,7 +213,7 @@ class GGUFFile:
             spans.append((offset, offset + size_bytes, name))
             self._info[name] = TensorInfo(shape, type_name, size_bytes)
             per_row = size_bytes // shape[0] if shape else size_bytes
-            self._stored[name] = _Stored(start + offset, per_row)
+            self._stored[name] = _Stored(self.path, start + offset, per_row)
         spans.sort()
         for (_, end, _), (begin, _, name) in itertools.pairwise(spans):
             if begin < end:

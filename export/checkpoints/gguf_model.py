@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import BackendError, PackageError, UnsupportedModelError
 from export.checkpoints.gguf_container import GGUFFile
-from export.checkpoints.gguf_tokenizer import tokenizer_files
+from export.checkpoints.gguf_keys import check_keys, check_kind
+from export.checkpoints.gguf_rope import ROPE_FACTORS, rope_scaling, rope_theta
+from export.checkpoints.gguf_split import model_name, open_gguf_file
+from export.checkpoints.gguf_tokenizer import special_id, tokenizer_files
 from export.checkpoints.source import Contents, TensorInfo
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-ROPE_FACTORS = "rope_freqs.weight"
 
 _TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -35,21 +38,6 @@ _BLOCK_NAMES = {
     **{f"attn_{x}.{kind}": f"self_attn.{x}_proj.{kind}" for x in "qkv" for kind in ("weight", "bias")},
 }
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]*)\.(.+)")
-
-# Parts of the two architectures that llama.cpp can store but that change the computation, with the value that means
-# 'not used'. Anything else is refused by name rather than dropped.
-_UNUSED_VALUES: dict[str, tuple[Any, ...]] = {
-    "expert_count": (0,),
-    "attention.sliding_window": (0,),
-    "attention.clamp_kqv": (0.0,),
-    "attention.scale": (0.0,),
-    "attention.max_alibi_bias": (0.0,),
-    "attention.causal": (True,),
-    "logit_scale": (0.0, 1.0),
-    "residual_scale": (0.0, 1.0),
-    "embedding_scale": (0.0, 1.0),
-    "use_parallel_residual": (False,),
-}
 
 
 class GGUFModel:
@@ -89,39 +77,36 @@ def open_gguf(path: Path) -> Contents:
         import gguf  # noqa: F401
     except ImportError:
         raise BackendError("reading GGUF needs the 'gguf' package: pip install 'edgevlm[export]'.") from None
-    file = GGUFFile(path)
+    file = open_gguf_file(path)
     config = gguf_config(file)
     model = GGUFModel(file, config)
     files = {"config.json": (json.dumps(config, indent=2) + "\n").encode(), **tokenizer_files(file, config)}
-    return Contents(path.stem, config, files, model)
+    return Contents(model_name(path), config, files, model)
 
 
 def gguf_config(file: GGUFFile) -> dict[str, Any]:
     """The fields of a config.json, out of the metadata; every field that changes the computation is read or refused."""
+    check_kind(file)
     arch = file.text("general.architecture")
     if arch not in CLASSES:
         raise UnsupportedModelError(
             f"{file.path} holds the architecture {arch!r}; GGUF files are read for {', '.join(CLASSES)}."
         )
-    for field, accepted in _UNUSED_VALUES.items():
-        value = file.metadata.get(f"{arch}.{field}")
-        if value is not None and value not in accepted:
-            raise UnsupportedModelError(
-                f"{file.path} sets '{arch}.{field}' to {value!r}, which is not supported for GGUF files."
-            )
+    check_keys(file, arch)
     tensors = file.tensors()
     if "token_embd.weight" not in tensors or len(tensors["token_embd.weight"].shape) != 2:
         raise PackageError(f"{file.path} has no two-dimensional tensor 'token_embd.weight'.")
     hidden = _needed(file, f"{arch}.embedding_length")
-    heads = _needed(file, f"{arch}.attention.head_count")
-    head_dim = file.integer(f"{arch}.attention.key_length") or hidden // heads
-    if file.integer(f"{arch}.attention.value_length") not in (None, head_dim):
+    layers = _needed(file, f"{arch}.block_count")
+    heads = _needed(file, f"{arch}.attention.head_count", layers)
+    head_dim = _size(file, f"{arch}.attention.key_length", hidden // heads)
+    if _size(file, f"{arch}.attention.value_length", head_dim) != head_dim:
         raise UnsupportedModelError(f"{file.path} has values and keys of different head sizes, which is not supported.")
-    if (file.integer(f"{arch}.rope.dimension_count") or head_dim) != head_dim:
+    if _size(file, f"{arch}.rope.dimension_count", head_dim) != head_dim:
         raise UnsupportedModelError(
             f"{file.path} rotates only a part of each head, which is not supported for GGUF files."
         )
-    kv_heads = file.integer(f"{arch}.attention.head_count_kv") or heads
+    kv_heads = _size(file, f"{arch}.attention.head_count_kv", heads, layers)
     if heads % kv_heads or head_dim % 2:
         raise PackageError(
             f"{file.path} states {heads} heads, {kv_heads} key heads and head size {head_dim}, which do not fit."
@@ -131,6 +116,11 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         raise PackageError(
             f"{file.path} states embedding_length {hidden}, but 'token_embd.weight' has {width} columns."
         )
+    if _size(file, f"{arch}.vocab_size", rows) != rows:
+        raise PackageError(
+            f"{file.path} states vocab_size {file.integer(f'{arch}.vocab_size'):,}, but 'token_embd.weight' has "
+            f"{rows:,} rows."
+        )
     epsilon = file.number(f"{arch}.attention.layer_norm_rms_epsilon")
     if epsilon is None:
         raise PackageError(f"{file.path} has no '{arch}.attention.layer_norm_rms_epsilon'.")
@@ -139,15 +129,15 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         "model_type": arch,
         "hidden_act": "silu",
         "hidden_size": hidden,
-        "intermediate_size": _needed(file, f"{arch}.feed_forward_length"),
-        "num_hidden_layers": _needed(file, f"{arch}.block_count"),
+        "intermediate_size": _needed(file, f"{arch}.feed_forward_length", layers),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "vocab_size": rows,
         "max_position_embeddings": _needed(file, f"{arch}.context_length"),
         "rms_norm_eps": epsilon,
-        "rope_theta": file.number(f"{arch}.rope.freq_base") or 10000.0,
+        "rope_theta": rope_theta(file, arch),
         "tie_word_embeddings": "output.weight" not in tensors,
         "torch_dtype": "float32",
     }
@@ -156,17 +146,13 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         config["mlp_bias"] = False
     else:
         config["use_sliding_window"] = False
-    scaling = _rope_scaling(file, arch, config)
+    scaling = rope_scaling(file, arch, config)
     if scaling is not None:
         config["rope_scaling"] = scaling
     for field, key in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
-        value = file.integer(f"tokenizer.ggml.{key}_token_id")
-        if value is not None:
-            if not 0 <= value < rows:
-                raise PackageError(
-                    f"{file.path}: 'tokenizer.ggml.{key}_token_id' is {value}, outside the {rows} tokens."
-                )
-            config[field] = value
+        index = special_id(file, key, rows)
+        if index is not None:
+            config[field] = index
     return config
 
 
@@ -178,42 +164,6 @@ def undo_rope_permutation(weight: NDArray[np.float32], heads: int) -> NDArray[np
     half = weight.shape[0] // heads // 2
     pairs = weight.reshape(heads, half, 2, *weight.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
-
-
-def llama3_divisors(head_dim: int, theta: float, factor: float, original_context: int) -> NDArray[np.float64]:
-    """What llama.cpp stores in `rope_freqs.weight` for Llama 3.1 and later: divisors of the rotation frequencies.
-
-    Source: llama.cpp convert_hf_to_gguf.py, LlamaModel.generate_extra_tensors; low 1 and high 4 as in all releases.
-    """
-    low, high = 1.0, 4.0
-    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = (original_context / wavelengths - low) / (high - low)
-    blended = 1 / ((1 - smooth) / factor + smooth)
-    return np.where(
-        wavelengths < original_context / high, 1.0, np.where(wavelengths > original_context / low, factor, blended)
-    )
-
-
-def _rope_scaling(file: GGUFFile, arch: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    kind = file.text(f"{arch}.rope.scaling.type") or "none"
-    factor = file.number(f"{arch}.rope.scaling.factor") or file.number(f"{arch}.rope.scale_linear") or 1.0
-    if kind not in ("none", "linear"):
-        raise UnsupportedModelError(f"{file.path} uses RoPE scaling {kind!r}; none, linear and Llama 3's are read.")
-    if ROPE_FACTORS in file.tensors():
-        n_factors = (file.tensors()[ROPE_FACTORS].shape or (1,))[0]
-        stored = file.read_rows(ROPE_FACTORS, 0, n_factors).astype(np.float64)
-        factor, original_context = float(stored.max()), 8192
-        expected = llama3_divisors(config["head_dim"], config["rope_theta"], factor, original_context)
-        if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4, atol=0):
-            raise UnsupportedModelError(f"{file.path}: '{ROPE_FACTORS}' holds other factors than Llama 3's rule gives.")
-        return {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": original_context,
-        }
-    return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
 
 
 def _has_attention_bias(file: GGUFFile) -> bool:
@@ -241,6 +191,7 @@ def _rename(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, str]:
                 f"{file.path} holds the tensor {original!r}, which {config['model_type']!r} with {n_layers} layers "
                 "does not have."
             )
+    _check_complete(file, n_layers, biased="qkv" if config["model_type"] == "qwen2" else "")
     head_dim = config["head_dim"]
     for suffix, count in (("q", config["num_attention_heads"]), ("k", config["num_key_value_heads"])):
         for name, original in names.items():
@@ -252,8 +203,29 @@ def _rename(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def _needed(file: GGUFFile, key: str) -> int:
-    value = file.integer(key)
+def _check_complete(file: GGUFFile, n_layers: int, biased: str) -> None:
+    """Raises PackageError naming the first tensor that is missing, where layers are as many as the metadata say."""
+    stored = file.tensors()
+    block = [name for name in _BLOCK_NAMES if name.endswith(".weight")] + [f"attn_{letter}.bias" for letter in biased]
+    needed = itertools.chain(
+        ("token_embd.weight", "output_norm.weight"),
+        (f"blk.{layer}.{name}" for layer in range(n_layers) for name in block),
+    )
+    missing = next((name for name in needed if name not in stored), None)
+    if missing is not None:
+        raise PackageError(
+            f"{file.path} has no tensor {missing!r}, which a model with {n_layers} layers needs; it is not complete."
+        )
+
+
+def _needed(file: GGUFFile, key: str, layers: int = 1) -> int:
+    """A positive integer that must be there; of a list with one a layer, the number that all of them are."""
+    value = file.count(key, layers)
     if value is None or value <= 0:
         raise PackageError(f"{file.path} has no '{key}' (found {value!r}); it is not a complete language model.")
     return value
+
+
+def _size(file: GGUFFile, key: str, default: int, layers: int = 1) -> int:
+    """`_needed`, with a default for a key that is absent."""
+    return default if key not in file.metadata else _needed(file, key, layers)

@@ -18,13 +18,14 @@ Ids follow llama.cpp (src/llama-vocab.cpp, b11549), and are compared with it and
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from edgevlm.errors import PackageError, UnsupportedModelError
 from export.checkpoints.gguf_container import GGUFFile
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 0, 1, 2, 3, 4, 5, 6
 """Values of tokenizer.ggml.token_type."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -53,6 +54,9 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "stablelm2": (_QWEN2,),
 }
 """tokenizer.ggml.pre → regular expressions that are applied one after the other (llm_tokenizer_bpe's switch)."""
+
+SPM_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+"""Special tokens of an SPM vocabulary that does not name them (llama-vocab.cpp, load)."""
 
 WHOLE_WORDS_FIRST = ("llama3", "llama-v3", "llama-bpe", "falcon3")
 """Where a word that is a token is taken without merging, and BOS is added by default."""
@@ -88,6 +92,7 @@ def tokenizer_files(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, byte
     settings = _tokenizer_config(file, vocabulary, config)
     generation = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
     generation["eos_token_id"] = _end_ids(file, vocabulary)
+    generation |= _sampling(file)
     return {
         "tokenizer.json": content,
         "tokenizer_config.json": (json.dumps(settings, ensure_ascii=False, indent=2) + "\n").encode(),
@@ -112,16 +117,17 @@ class Vocabulary:
             raise PackageError(f"{file.path} has the token {twice!r} twice.")
         types = file.numbers("tokenizer.ggml.token_type")
         self.types: list[int] = [NORMAL] * len(tokens) if types is None else types
+        wrong = next((kind for kind in self.types if type(kind) is not int or not UNDEFINED <= kind <= BYTE), None)
+        if wrong is not None:
+            raise PackageError(
+                f"{file.path}: 'tokenizer.ggml.token_type' holds {wrong!r}; expected integers to {BYTE}."
+            )
         if len(self.types) != len(tokens):
             raise PackageError(f"{file.path} has {len(tokens):,} tokens, but {len(self.types):,} token types.")
 
     def special_id(self, key: str) -> int | None:
-        """The id under `tokenizer.ggml.<key>_token_id`, checked to be a token; None when absent."""
-        name = f"tokenizer.ggml.{key}_token_id"
-        index = self._file.integer(name)
-        if index is not None and not 0 <= index < len(self.tokens):
-            raise PackageError(f"{self._file.path}: '{name}' is {index}, outside the {len(self.tokens):,} tokens.")
-        return index
+        """The id under `tokenizer.ggml.<key>_token_id`, checked to be a token; None when there is none."""
+        return special_id(self._file, key, len(self.tokens))
 
     def added(self) -> list[dict[str, Any]]:
         """Entries of tokenizer.json's `added_tokens`: those matched as a whole before the text is split."""
@@ -138,6 +144,21 @@ class Vocabulary:
             for index, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True))
             if kind in (UNKNOWN, CONTROL, USER_DEFINED) or token in END_TOKENS
         ]
+
+
+def special_id(file: GGUFFile, key: str, n_tokens: int) -> int | None:
+    """The id under `tokenizer.ggml.<key>_token_id`, or llama.cpp's for SPM vocabularies that state none.
+
+    Raises PackageError for an id outside the tokens.
+    """
+    name = f"tokenizer.ggml.{key}_token_id"
+    index = file.integer(name)
+    if index is not None and not 0 <= index < n_tokens:
+        raise PackageError(f"{file.path}: '{name}' is {index}, outside the {n_tokens:,} tokens.")
+    if index is None and file.text("tokenizer.ggml.model") == "llama":
+        index = SPM_IDS.get(key)
+        return index if index is not None and index < n_tokens else None
+    return index
 
 
 def _byte_level(file: GGUFFile, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -193,6 +214,8 @@ def _sentencepiece(file: GGUFFile, vocabulary: Vocabulary) -> dict[str, Any]:
     if scores is None or len(scores) != len(vocabulary.tokens):
         found = "none" if scores is None else f"{len(scores):,}"
         raise PackageError(f"{file.path} needs one score per token ({len(vocabulary.tokens):,}), found {found}.")
+    if any(math.isnan(score) for score in scores):
+        raise PackageError(f"{file.path}: 'tokenizer.ggml.scores' holds a value that is not a number.")
     missing = [name for name in (f"<0x{byte:02X}>" for byte in range(256)) if name not in vocabulary.ids]
     if missing:
         raise UnsupportedModelError(
@@ -319,9 +342,33 @@ def _end_ids(file: GGUFFile, vocabulary: Vocabulary) -> list[int]:
     """Ids that end a turn: EOS first, then end-of-turn and end-of-message ids, then those known by their text."""
     stated = [vocabulary.special_id(key) for key in ("eos", "eot", "eom")]
     known = [vocabulary.ids[token] for token in END_TOKENS if token in vocabulary.ids]
-    found = list(dict.fromkeys(index for index in (*stated, *known) if index is not None))
+    listed = file.numbers("tokenizer.ggml.eos_token_ids") or []
+    if any(type(index) is not int or not 0 <= index < len(vocabulary.tokens) for index in listed):
+        raise PackageError(f"{file.path}: 'tokenizer.ggml.eos_token_ids' holds an id that is no token.")
+    found = list(dict.fromkeys(index for index in (*stated, *listed, *known) if index is not None))
     if not found:
         raise PackageError(f"{file.path} names no end-of-sequence token ('tokenizer.ggml.eos_token_id').")
+    return found
+
+
+def _sampling(file: GGUFFile) -> dict[str, Any]:
+    """The sampling that the file proposes, as generation_config.json says it; {} when it proposes no temperature.
+
+    The sampler's other settings (mirostat, XTC, the order of its steps) have no counterpart here and are left alone.
+    """
+    temperature = file.number("general.sampling.temp")
+    if temperature is None:
+        return {}
+    found: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        found["temperature"] = temperature
+    for ours, key in (("top_p", "top_p"), ("min_p", "min_p"), ("repetition_penalty", "penalty_repeat")):
+        value = file.number(f"general.sampling.{key}")
+        if value is not None:
+            found[ours] = value
+    top_k = file.integer("general.sampling.top_k")
+    if top_k is not None:
+        found["top_k"] = max(top_k, 0)
     return found
 
 

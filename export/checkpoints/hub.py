@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from edgevlm.errors import BackendError, PackageError
+from edgevlm.telemetry import switch_off
 from export.checkpoints.snapshot import CARRIED_FILES, INDEX
 
-PATTERNS = (*CARRIED_FILES, INDEX, "*.safetensors")
+SMALL = (*CARRIED_FILES, INDEX)
+PATTERNS = (*SMALL, "*.safetensors")
 """What is fetched of a repository."""
 
 
-def hub_snapshot(repository: str, revision: str | None, *, cached_only: bool = False) -> Path:
+def hub_snapshot(
+    repository: str,
+    revision: str | None,
+    *,
+    cached_only: bool = False,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
     """Returns the snapshot directory of `repository` at `revision` (default: main), fetched when it is not cached.
+
+    `check` gets the directory once its small files are there, and raises where its weights would be fetched in vain.
 
     Raises BackendError without huggingface_hub, PackageError when the repository cannot be had.
     """
+    if check is not None:
+        check(_fetched(repository, revision, SMALL, cached_only=cached_only))
+    return _fetched(repository, revision, PATTERNS, cached_only=cached_only)
+
+
+def _fetched(repository: str, revision: str | None, patterns: tuple[str, ...], *, cached_only: bool) -> Path:
+    switch_off()
     try:
         from huggingface_hub import errors, snapshot_download
     except ImportError:
@@ -25,7 +43,7 @@ def hub_snapshot(repository: str, revision: str | None, *, cached_only: bool = F
         ) from None
     try:
         found = snapshot_download(
-            repository, revision=revision, allow_patterns=list(PATTERNS), local_files_only=cached_only
+            repository, revision=revision, allow_patterns=list(patterns), local_files_only=cached_only
         )
     except errors.GatedRepoError:
         reason = "it is gated. Ask for access on its page, then log in: hf auth login."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgevlm.errors import PackageError
+from export.checkpoints.file_kinds import HEAD_BYTES, other_kind
 
 MAX_JSON_BYTES = 256 << 20
 """The largest tokenizer.json files on the Hub have about 35 MB."""
@@ -28,6 +30,7 @@ def safe_join(directory: Path, relative: str, named_by: str) -> Path:
         or relative.startswith("/")
         or ".." in parts
         or ":" in relative
+        or any("\ud800" <= character <= "\udfff" for character in relative)
     ):
         raise PackageError(
             f"{named_by} names the file {relative!r}: only relative paths inside its own directory are read."
@@ -66,16 +69,16 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         raise PackageError(f"{path} cannot be read: {error.strerror}.") from None
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""As JSON writes half of a character beyond U+FFFF; two halves are a whole."""
+
+
 def parse_object(content: bytes, where: str) -> dict[str, Any]:
     """Parsed JSON that must be an object; duplicate keys are refused, since readers disagree on which one counts."""
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise PackageError(f"{where} is not UTF-8 text (byte {error.start}).") from None
-    except json.JSONDecodeError as error:
-        raise PackageError(
-            f"{where} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _not_json(content, where, error) from None
     except RecursionError:
         raise PackageError(f"{where} is not usable: its JSON is nested too deeply.") from None
     except ValueError as error:  # an integer of more than 4,300 digits
@@ -84,7 +87,26 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
         raise PackageError(f"{where} has the key {error.args[0]!r} twice.") from None
     if not isinstance(value, dict):
         raise PackageError(f"{where} must hold a JSON object, found {type(value).__name__}.")
+    if _SURROGATE.search(content) and not _is_text(value):
+        raise PackageError(f"{where} has half a character (a lone \\ud800 to \\udfff), which is no text.")
     return value
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _not_json(content: bytes, where: str, error: UnicodeDecodeError | json.JSONDecodeError) -> PackageError:
+    kind = None if content.lstrip().startswith((b"{", b"[")) else other_kind(content[:HEAD_BYTES])
+    if kind is not None:
+        return PackageError(f"{where} is not JSON, but {kind}.")
+    if isinstance(error, UnicodeDecodeError):
+        return PackageError(f"{where} is not UTF-8 text (byte {error.start}).")
+    return PackageError(f"{where} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.")
 
 
 class _DuplicateKeyError(Exception):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError, UnsupportedModelError
+from export.checkpoints.file_kinds import other_kind_of
 from export.checkpoints.paths import parse_object
 from export.checkpoints.source import TensorInfo, rows_per_chunk
 
@@ -76,6 +77,8 @@ def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, int]]:
             prefix = file.read(8)
             header_bytes = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or header_bytes < 2 or header_bytes > min(file_bytes - 8, MAX_HEADER_BYTES):
+                if kind := other_kind_of(path):
+                    raise PackageError(f"{path} is not a safetensors file, but {kind}.")
                 raise PackageError(
                     f"{path} is not a safetensors file or is cut off: it has {file_bytes:,} bytes and states a header "
                     f"of {header_bytes:,}. Download it again."

@@ -13,6 +13,12 @@ CHUNK_BYTES = 32 << 20
 """Tensors are mapped and converted in pieces of about this many float32 bytes, so that reading one costs no more
 than the result and two such pieces."""
 
+TOKENIZER_HINT = (
+    "copy it from the model that this one was trained from, or make one with transformers: "
+    "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(DIRECTORY)"
+)
+"""What to do about a tokenizer.json that is not there."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -46,6 +52,8 @@ class Contents:
     config: dict[str, Any]
     files: dict[str, bytes]
     source: TensorSource
+    tokenizer_hint: str = TOKENIZER_HINT
+    """What to do where `files` has no tokenizer.json, as the end of a sentence."""
 
 
 def rows_per_chunk(shape: tuple[int, ...]) -> int:

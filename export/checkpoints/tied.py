@@ -7,6 +7,7 @@ converters give the head more bits than the embedding.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def tied(contents: Contents) -> Contents:
     checkpoint is no language model with a head of its own.
     """
     tensors = contents.source.tensors()
-    if contents.config.get("tie_word_embeddings", False) or (EMBEDDING in tensors and HEAD not in tensors):
+    if EMBEDDING in tensors and HEAD not in tensors:
         raise UsageError(f"{contents.name}: the head is tied to the embedding already; leave --tie-embeddings out.")
     if HEAD not in tensors or EMBEDDING not in tensors or tensors[HEAD].shape != tensors[EMBEDDING].shape:
         raise UnsupportedModelError(f"{contents.name} has no {HEAD!r} and {EMBEDDING!r} of one shape to tie.")
@@ -52,7 +53,7 @@ def tied(contents: Contents) -> Contents:
             f"by at most {MAX_DIFFERENCE}; leave --tie-embeddings out."
         )
     config = {**contents.config, "tie_word_embeddings": True}
-    return Contents(contents.name, config, contents.files, _Tied(contents.source))
+    return replace(contents, config=config, source=_Tied(contents.source))
 
 
 def _difference(source: TensorSource, n_rows: int) -> float:

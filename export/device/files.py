@@ -11,6 +11,7 @@ from pathlib import Path
 from edgevlm.chat_template import ChatTemplate
 from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.package import Package, open_package
+from edgevlm.package_lock import changing
 from edgevlm.spec import MANIFEST_NAME, DeviceEntry, FileEntry, Manifest
 from edgevlm.strict_json import to_json
 from edgevlm.tokenizer import Tokenizer
@@ -61,6 +62,11 @@ def _chat(package: Package) -> bytes:
 
 def add_device_files(path: Path) -> DeviceEntry:
     """Writes the files for phones into the package at `path` and names them in its manifest; returns the entry."""
+    with changing(path):
+        return _add_device_files(path)
+
+
+def _add_device_files(path: Path) -> DeviceEntry:
     package = open_package(path)
     files, entry = device_files(package)
     kept = [known for known in package.manifest.files if not known.path.startswith("device/")]

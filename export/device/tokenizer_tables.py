@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.errors import ParityError, UnsupportedModelError
+from edgevlm.errors import PackageError, ParityError, UnsupportedModelError
 from edgevlm.tokenizer import Tokenizer
+from edgevlm.tokenizers_library import written
 from export.device.regex import Automaton, compile_regex, isolated_set, literal
 from export.device.table_file import write_tables
 from export.device.unicode_forms import FORMS, form_tables
@@ -66,7 +67,7 @@ class _Tables:
 def tokenizer_tables(tokenizer: Tokenizer) -> bytes:
     """Returns device/tokenizer.bin. Raises UnsupportedModelError naming what a phone cannot do."""
     backend = tokenizer.backend
-    state = json.loads(backend.to_str())
+    state = json.loads(written(backend))
     tables = _Tables()
     normalizer = _normalizer(state["normalizer"], tables)
     steps = _pre_tokenizer(state["pre_tokenizer"], tables)
@@ -92,7 +93,7 @@ def check_splits(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
     """Compares the automata of a tokenizer's Split steps with the library on `texts`. Raises ParityError."""
     from tokenizers import Regex, pre_tokenizers
 
-    for pattern in _patterns(json.loads(tokenizer.backend.to_str())["pre_tokenizer"]):
+    for pattern in _patterns(json.loads(written(tokenizer.backend))["pre_tokenizer"]):
         automaton = compile_regex(pattern)
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
         for text in texts:
@@ -218,6 +219,9 @@ def _merges(model: Step, tables: _Tables) -> None:
     rows: dict[tuple[int, int], tuple[int, int]] = {}
     for rank, merge in enumerate(model["merges"]):
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        for piece in (left, right, left + right):
+            if piece not in vocab:
+                raise PackageError(f"tokenizer.json merges {merge!r}, but its vocabulary has no entry {piece!r}")
         # A later merge of the same pair replaces the earlier one, as in the library's map.
         rows[vocab[left], vocab[right]] = (rank, vocab[left + right])
     table = np.array([(*pair, *value) for pair, value in sorted(rows.items())], np.int32).reshape(-1, 4)

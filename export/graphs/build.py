@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from export.graphs.builder import GraphBuilder
 from export.graphs.connector import build_connector, tokens_per_tile
 from export.graphs.decoder import build_decoder
 from export.graphs.embed import build_embed
+from export.graphs.head import with_stored_head
+from export.graphs.layers import check_layers
 from export.graphs.ops.cpu import CpuOps
 from export.graphs.ops.storage import Progress, Storage
 from export.graphs.supported import check_all
@@ -80,8 +81,9 @@ def build_model(
     Raises UnsupportedModelError naming the field or tensor that is not understood, also when a tensor is left over.
     """
     check_all(spec)
+    check_layers(spec, Tensors(checkpoint, spec.names))
+    spec, notes = with_stored_head(spec, Tensors(checkpoint, spec.names))
     tensors = Tensors(checkpoint, spec.names)
-    spec, notes = _with_real_head(spec, tensors)
     directory = Path(out_dir) / GRAPH_DIR
     directory.mkdir(parents=True, exist_ok=True)
     build = _Build(spec, Storage(tensors, plan, progress), plan, directory, overridable)
@@ -98,18 +100,6 @@ def build_model(
         ),
         notes=notes,
     )
-
-
-def _with_real_head(spec: ArchSpec, tensors: Tensors) -> tuple[ArchSpec, tuple[str, ...]]:
-    """An untied model without a head tensor is tied, whatever its config says (transformers does the same)."""
-    language = spec.language
-    if language is None or language.tied or tensors.has(f"{spec.names.language['lm_head']}.weight"):
-        return spec, ()
-    note = (
-        "config.json says tie_word_embeddings is false, but the checkpoint has no "
-        f"{spec.names.language['lm_head']}.weight: the embedding is used as the head"
-    )
-    return dataclasses.replace(spec, language=dataclasses.replace(language, tied=True)), (note,)
 
 
 def _unused_head(spec: ArchSpec, tensors: Tensors) -> tuple[str, ...]:

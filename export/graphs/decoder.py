@@ -7,7 +7,7 @@ from edgevlm.spec import CacheEntry
 from export.archspec import LMSpec, RopeSpec
 from export.graphs.ops.forms import Ops
 from export.graphs.ops.storage import Table
-from export.graphs.positions import rope_tables
+from export.graphs.positions import inverse_frequencies
 from export.graphs.supported import check_supported
 
 
@@ -18,7 +18,7 @@ def build_decoder(ops: Ops, spec: LMSpec, names: dict[str, str], tied_table: Tab
     ops.storage.part = "layers"
     cache = tuple(entry for i in range(len(spec.layer_kinds)) for entry in _cache_entries(spec, i))
     rope = dict(spec.ropes)["full"]
-    embeds = ops.decoder_inputs(spec.hidden, cache, *rope_tables(rope, spec.head_dim[0], spec.context))
+    embeds = ops.decoder_inputs(spec.hidden, cache, inverse_frequencies(rope, spec.head_dim[0]))
 
     with builder.scope("model", "layers.0", "input_layernorm"):
         normed = ops.rms_norm(embeds, names["input_norm"].format(i=0), spec.hidden, spec.norm_eps)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgevlm.image import normalize
 from edgevlm.package import Package
+from edgevlm.telemetry import import_onnxruntime
 from edgevlm.tokenizer import Tokenizer
 from export.fidelity import picture_probes
 from export.npu.graphs import PREFILL, build_npu_graphs
@@ -91,7 +92,7 @@ def _run(graph: Path, feeds: Feeds) -> list[NDArray[Any]]:
 
 
 def _session(graph: Path) -> Any:
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

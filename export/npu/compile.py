@@ -21,6 +21,7 @@ from edgevlm.backends.qnn import SOCS, provider_device, provider_version
 from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, TILE_BATCHES
 from edgevlm.errors import UnsupportedModelError, UsageError
 from edgevlm.package import Package, open_package
+from edgevlm.package_lock import changing
 from edgevlm.spec import MANIFEST_NAME, FileEntry, Manifest, NpuEntry, NpuGraph, NpuTarget, ParityEntry
 from edgevlm.strict_json import to_json
 from export.divergence import token_cosines
@@ -79,6 +80,11 @@ def compile_npu(path: Path, options: NpuOptions, progress: Progress | None = Non
             raise UsageError(f"unknown chip {soc!r}; known: {', '.join(SOCS)}")
     if options.socs:
         provider_device()
+    with changing(path):
+        return _compile_npu(path, options, progress)
+
+
+def _compile_npu(path: Path, options: NpuOptions, progress: Progress | None) -> NpuEntry:
     package = open_package(path)
     context = _context(package, options)
     report = progress or (lambda stage, done, total: None)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgevlm.backends.npu import NpuSession
 from edgevlm.package import Package
+from edgevlm.telemetry import import_onnxruntime
 from edgevlm.tokenizer import Tokenizer
 from export import probes
 from export.divergence import DivergenceMeter, bound_for
@@ -72,7 +73,7 @@ def float_features(package: Package, pixels: Float32) -> Float32:
 def _session(package: Package, name: str, *, exact: bool) -> Any:
     """A CPU graph; with `exact`, MatMulNBits computes with float activations."""
     import onnx
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     path = package.graph(name)
     model = onnx.load(path, load_external_data=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from edgevlm.errors import PackageError
 from edgevlm.package import Package
 from export.archs import arch_spec
 from export.archspec import ArchSpec, VisionSpec
+from export.checkpoints.paths import parse_object
 from export.graphs.builder import GraphBuilder, StoredBytes
 from export.graphs.connector import build_connector, tokens_per_tile
 from export.graphs.decoder import build_decoder
@@ -89,7 +89,7 @@ def package_spec(package: Package, weights: PackageWeights) -> ArchSpec:
     files = {path: package.file(path).read_bytes() for path in carried}
     if "config.json" not in files:
         raise PackageError(f"{package.path}: there is no config.json, which the NPU's graphs are built from")
-    spec = arch_spec(json.loads(files["config.json"]), files)
+    spec = arch_spec(parse_object(files["config.json"], f"{package.path}: config.json"), files)
     if spec.connector is not None:
         linears = tuple(
             dataclasses.replace(

@@ -14,6 +14,7 @@ from typing import Any
 from edgevlm.backends.ort import ort_errors
 from edgevlm.backends.qnn import PROVIDER, node_placement, session_options
 from edgevlm.errors import EdgeVLMError
+from edgevlm.telemetry import import_onnxruntime
 
 VERBOSE = 0
 FAILURES: tuple[type[Exception], ...] = (EdgeVLMError, *ort_errors())
@@ -21,7 +22,7 @@ FAILURES: tuple[type[Exception], ...] = (EdgeVLMError, *ort_errors())
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Does the job; returns the answer."""
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     placements, sessions = [], []
     graphs = job["graphs"]

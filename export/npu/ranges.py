@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.telemetry import import_onnxruntime
+
 Float32 = NDArray[np.float32]
 Feeds = dict[str, NDArray[Any]]
 Method = Literal["minmax", "percentile", "mse"]
@@ -92,7 +94,7 @@ class Observed:
 def observe(graph: Path, feeds: Sequence[Feeds]) -> dict[str, Observed]:
     """Runs a float graph on every feed, twice, and returns what each float value took on; inputs too."""
     import onnx
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
     from onnx import TensorProto, helper
 
     model = onnx.load(graph, load_external_data=False)

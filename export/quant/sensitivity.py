@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import PackageError
 from edgevlm.spec import CacheEntry
+from edgevlm.telemetry import import_onnxruntime
 from export.archspec import ArchSpec
 from export.checkpoint import Checkpoint
 from export.graphs.build import build_model
@@ -210,7 +211,7 @@ class _LayerChain:
 
 
 def _session(path: Path) -> Any:
-    import onnxruntime as ort
+    ort = import_onnxruntime()
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -13,6 +13,9 @@ from export.reference.model import Parts
 from export.reference.relaxed import relaxed_picture
 from export.reference.weights import load_config, model_from_tensors, read_snapshot, read_tensors
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of a config that says none, as of DINOv2's own processor."""
+
 
 def load_composed(path: Path) -> Parts:
     """A composed.json: tower directory, projector file and language model side by side."""
@@ -58,7 +61,8 @@ def load_bluelm_v(source: Path, config: Mapping[str, Any]) -> Parts:
     tower = model_from_tensors(Dinov2Model, Dinov2Config(**config["vision_config"]), parts["vision_tower."])
     model = model_from_tensors(LlamaForCausalLM, LlamaConfig(**config["text_config"]), parts["language_model."])
     language = Parts("llama", language=model, tokenizer=load_tokenizer(source))
-    fields = dict(config)
+    side = config["vision_config"].get("image_size", 224)
+    fields = {"tile_px": side, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, **config}
     fields.setdefault("image_token", str(language.tokenizer.convert_ids_to_tokens(config["image_token_id"])))
     return _compose_bluelm_v(tower, parts["projector."], language, fields)
 

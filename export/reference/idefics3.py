@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from export.reference.language import load_tokenizer
-from export.reference.model import Parts, ReferencePicture, UInt8, as_tiles
+from export.reference.model import Parts, ReferencePicture
+from export.reference.pictures import load_processor, nested_picture
 from export.reference.weights import load_model
 
 
@@ -22,7 +21,7 @@ def load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
     stem = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[str(config["model_type"])]
     model_class = getattr(transformers, f"{stem}ForConditionalGeneration")
     model = load_model(model_class, source)
-    processor = getattr(transformers, f"{stem}ImageProcessorPil").from_pretrained(source)
+    processor = load_processor(source, f"{stem}ImageProcessor")
     tokenizer = load_tokenizer(source)
     template = _processor_template(source)
     if template is not None:
@@ -31,31 +30,18 @@ def load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
     vision = model.config.vision_config
     n_tokens = (vision.image_size // vision.patch_size) ** 2 // model.config.scale_factor**2
     image_token = str(tokenizer.convert_ids_to_tokens(model.config.image_token_id))
+    around, whole = "<fake_token_around_image>", "<global-img>"
+    if stem == "SmolVLM":  # its processor asks the tokenizer for names
+        around = str(getattr(tokenizer, "fake_image_token", around))
+        whole = str(getattr(tokenizer, "global_image_token", whole))
 
     def encode_tile(tile: Any) -> Any:
         return torch.cat(list(model.model.get_image_features(tile[None, None]).pooler_output))
 
-    def picture(image: UInt8) -> ReferencePicture:
-        found = processor(
-            [[image]],
-            do_rescale=False,
-            do_normalize=False,
-            input_data_format="channels_last",
-            return_row_col_info=True,
-        )
-        tiles = np.asarray(found["pixel_values"])[0]
-        mean, std = processor.image_mean, processor.image_std
-        values = [
-            processor.normalize(processor.rescale(tile, processor.rescale_factor), mean, std).astype(np.float32)
-            for tile in tiles
-        ]
-        grid = (int(found["rows"][0][0]), int(found["cols"][0][0]))
-        return ReferencePicture(as_tiles(tiles), np.stack(values), grid)
-
     def expand(picture: ReferencePicture) -> str:
         from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-        names = ("<fake_token_around_image>", image_token, "<global-img>")
+        names = (around, image_token, whole)
         return str(get_image_prompt_string(*picture.grid, n_tokens, *names))
 
     return Parts(
@@ -63,7 +49,7 @@ def load_idefics3(source: Path, config: Mapping[str, Any]) -> Parts:
         language=_Idefics3Language(model),
         tokenizer=tokenizer,
         encode=lambda pixels: torch.stack([encode_tile(tile) for tile in pixels]),
-        picture=picture,
+        picture=lambda image: nested_picture(processor, image),
         expand=expand,
         image_token=image_token,
         image_token_id=int(model.config.image_token_id),
@@ -86,12 +72,11 @@ class _Idefics3Language:
 
 
 def _processor_template(path: Path) -> str | None:
-    """The chat template of a processor, which is looked up before the tokenizer's."""
-    if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text()
-    for name in ("chat_template.json", "processor_config.json"):
+    """The chat template of a processor, in the order of transformers 5.24; the tokenizer's where it has none."""
+    for name in ("processor_config.json", "chat_template.json"):
         if (path / name).is_file():
-            template = json.loads((path / name).read_text()).get("chat_template")
+            template = json.loads((path / name).read_text(encoding="utf-8")).get("chat_template")
             if isinstance(template, str):
                 return template
-    return None
+    jinja = path / "chat_template.jinja"
+    return jinja.read_text(encoding="utf-8") if jinja.is_file() else None

@@ -16,9 +16,7 @@ from export.reference.model import Parts, Reference
 from export.reference.towers import load_dinov2, load_siglip
 
 
-def load_reference(
-    source: str | Path, *, chat_template: str | None = None, tie_embeddings: bool = False
-) -> Reference:
+def load_reference(source: str | Path, *, chat_template: str | None = None, tie_embeddings: bool = False) -> Reference:
     """Loads a snapshot directory, a GGUF file, a composed checkpoint or a Hub id `org/name[@revision]`.
 
     `chat_template` replaces the checkpoint's own; `tie_embeddings` lets the embedding be the head's table.

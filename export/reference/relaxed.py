@@ -11,11 +11,14 @@ import numpy as np
 
 from export.reference.model import ReferencePicture, UInt8
 
+BOX = 4
+"""Largest number of rows and of columns."""
+
 
 def relaxed_picture(image: UInt8, fields: Mapping[str, Any]) -> ReferencePicture:
     """Relaxed aspect-ratio matching with transformers' own picture functions.
 
-    Source: arXiv 2411.10640, algorithm 1; candidates and layout as design.md, section 3.
+    Source: arXiv 2411.10640, algorithm 1; `max_tiles` leaves grids of more tiles out of the 4 x 4 candidates.
     """
     from transformers.image_transforms import normalize, rescale, resize
     from transformers.image_utils import ChannelDimension, PILImageResampling
@@ -23,8 +26,7 @@ def relaxed_picture(image: UInt8, fields: Mapping[str, Any]) -> ReferencePicture
     tile, alpha = int(fields["tile_px"]), Fraction(str(fields.get("relaxed_alpha", 0.1)))
     budget = int(fields.get("max_tiles", 16))
     height, width = image.shape[:2]
-    largest = math.isqrt(budget)
-    boxes = [(m, n) for m in range(1, largest + 1) for n in range(1, largest + 1)]
+    boxes = [(m, n) for m in range(1, BOX + 1) for n in range(1, BOX + 1) if m * n <= budget]
 
     def fitted(m: int, n: int) -> tuple[int, int]:
         scale = min(Fraction(tile * m, width), Fraction(tile * n, height))

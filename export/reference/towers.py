@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from export.reference.model import Parts, ReferencePicture, UInt8, as_tiles
+from export.reference.model import Parts
+from export.reference.pictures import flat_picture, load_processor
 from export.reference.weights import load_model
 
 
@@ -22,24 +21,19 @@ def load_dinov2(source: Path, config: Mapping[str, Any]) -> Parts:
     return Parts(
         "dinov2",
         encode=lambda pixels: model(pixels).last_hidden_state[:, 1:],
-        picture=lambda image: _square_picture(processor, image),
+        picture=lambda image: flat_picture(processor, image),
     )
 
 
 def load_siglip(source: Path, config: Mapping[str, Any]) -> Parts:
-    from transformers import SiglipImageProcessorPil, SiglipVisionModel
+    """A bare tower with the processor of its files; without any, pictures of the tower's size."""
+    from transformers import SiglipVisionModel
 
     model = load_model(SiglipVisionModel, source)
     side = {"height": model.config.image_size, "width": model.config.image_size}
-    processor = SiglipImageProcessorPil(size=side)
+    processor = load_processor(source, "SiglipImageProcessor", size=side)
     return Parts(
         str(config["model_type"]),
         encode=lambda pixels: model(pixels).last_hidden_state,
-        picture=lambda image: _square_picture(processor, image),
+        picture=lambda image: flat_picture(processor, image),
     )
-
-
-def _square_picture(processor: Any, image: UInt8) -> ReferencePicture:
-    raw = processor(image, do_rescale=False, do_normalize=False, input_data_format="channels_last")["pixel_values"]
-    values = processor(image, input_data_format="channels_last")["pixel_values"]
-    return ReferencePicture(as_tiles(np.stack(raw)), np.stack(values).astype(np.float32), (0, 0))

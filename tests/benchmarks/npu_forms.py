@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgevlm.backends.qnn import quiet_stdout, session_options
+from edgevlm.telemetry import import_onnxruntime
+
+onnxruntime = import_onnxruntime()
 
 INPUT_RANGE, OUTPUT_RANGE = 4.0, 12.0
 LEVELS = 65535

@@ -24,16 +24,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from edgevlm.backends.qnn import quiet_stdout, session_options
 from edgevlm.package import Package, open_package
+from edgevlm.telemetry import import_onnxruntime
 from export.graphs.ops.npu import NpuOps
 from export.npu import graphs as npu_graphs
 from export.npu.qdq import Codes, WeightPool, quantise_graph
 from export.npu.ranges import Feeds, observe
 from export.pipeline import ExportOptions, export_package
 from tests import tiny
+
+onnxruntime = import_onnxruntime()
 
 CHUNK = 128
 VISION = {

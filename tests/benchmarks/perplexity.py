@@ -23,15 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgevlm.package import Package, open_package
+from edgevlm.telemetry import import_onnxruntime
 from edgevlm.tokenizer import Tokenizer
 from export.archs import arch_spec
 from export.checkpoint import open_checkpoint
 from export.divergence import Bound, DivergenceMeter
 from export.pipeline import ExportOptions, export_package
+
+ort = import_onnxruntime()
 
 TEXT = Path(__file__).resolve().parents[2] / "assets" / "text" / "devils-dictionary.txt"
 SCHEMES = "fp32,w8,w4g32,w4g64,w4g128,w4g32z,embedding-w8,first-layers,w4g32-mix"

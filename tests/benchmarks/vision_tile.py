@@ -24,14 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+from edgevlm.telemetry import import_onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests import tiny  # noqa: E402
 from tests.edgevlm import towers  # noqa: E402
+
+onnxruntime = import_onnxruntime()
 
 SHAPES: dict[str, dict[str, int]] = {
     "so400m": {

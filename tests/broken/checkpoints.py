@@ -72,6 +72,81 @@ def _pipe(path: Path) -> None:
     os.mkfifo(path / "model.safetensors")
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 134515008\n"
+PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
+
+
+def _instead(name: str, content: bytes) -> Callable[[Path], Path]:
+    """Returns a maker of a sound snapshot in which another file stands under `name`."""
+    return _snapshot(change=lambda path: (path / name).write_bytes(content))
+
+
+def _directory(*files: str, config: bool = True) -> Callable[[Path], Path]:
+    """Returns a maker of a directory with these files instead of weights, and perhaps a config.json."""
+
+    def make(tmp_path: Path) -> Path:
+        path = tmp_path / "snapshot"
+        path.mkdir()
+        if config:
+            (path / "config.json").write_text(json.dumps(CONFIG))
+        for name in files:
+            (path / name).write_bytes(b"anything")
+        return path
+
+    return make
+
+
+def _one_file(name: str, content: bytes) -> Callable[[Path], Path]:
+    """Returns a maker of a single file that is given as the checkpoint."""
+
+    def make(tmp_path: Path) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return make
+
+
+def _split(change: Callable[[list[Path]], object], given: int = 0) -> Callable[[Path], Path]:
+    """Returns a maker of a GGUF model in three pieces, of which `change` gets the paths; `given` is the one given."""
+
+    def make(tmp_path: Path) -> Path:
+        from tests.tiny_gguf import write_model, write_split
+
+        write_model(tmp_path / "model.gguf")
+        pieces = write_split(tmp_path / "model.gguf", tmp_path / "pieces", max_tensors=8)
+        change(pieces)
+        return pieces[given]
+
+    return make
+
+
+def _exchange(pieces: list[Path]) -> None:
+    pieces[0].rename(pieces[0].with_name("scratch"))
+    pieces[2].rename(pieces[0])
+    pieces[0].with_name("scratch").rename(pieces[2])
+
+
+def _another_piece(pieces: list[Path]) -> None:
+    from tests.tiny_gguf import write_split
+
+    other = write_split(pieces[0].parents[1] / "model.gguf", pieces[0].parent / "other", max_tensors=9)
+    other[2].replace(pieces[2])
+
+
+def _mmproj(tmp_path: Path) -> Path:
+    from gguf import GGUFWriter
+
+    path = tmp_path / "mmproj-model.gguf"
+    out = GGUFWriter(path, "clip")
+    out.add_type("mmproj")
+    out.add_tensor("v.patch_embd.weight", np.ones((2, 2), np.float32))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
 def _only_pickle(path: Path) -> None:
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
 
@@ -114,7 +189,7 @@ def _written(**options: Any) -> Callable[[Path], Path]:
     """Returns a maker of a GGUF model written with other options: arch, vocabulary, metadata, or further tensors."""
 
     def make(tmp_path: Path) -> Path:
-        from tests.tiny_gguf import byte_level, tensors, writer
+        from tests.tiny_gguf import add, byte_level, tensors, writer
 
         vocabulary = byte_level("smollm")
         options.get("edit", lambda value: None)(vocabulary)
@@ -123,7 +198,7 @@ def _written(**options: Any) -> Callable[[Path], Path]:
             for name, value in {**tensors("llama", len(vocabulary.tokens)), **options.get("more", {})}.items():
                 out.add_tensor(name, value)
             for key, value in options.get("metadata", {}).items():
-                (out.add_string if isinstance(value, str) else out.add_uint32)(key, value)
+                add(out, key, value)
         return path
 
     return make
@@ -144,6 +219,11 @@ def _composed(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], Path
     return make
 
 
+def _put(path: Path, name: str, content: bytes) -> Path:
+    (path / name).write_bytes(content)
+    return path
+
+
 def _set(**fields: Any) -> Callable[[dict[str, Any]], object]:
     return lambda spec: spec.update(fields)
 
@@ -159,6 +239,12 @@ SNAPSHOTS = [
     _case("config.json is a list", _snapshot(config=[1]), PackageError, "must hold a JSON object, found list"),
     _case("config.json nested 100,000 deep", _snapshot(config=b"[" * 100_000), PackageError, "nested too deeply"),
     _case("config.json is not text", _snapshot(config=b"\xff\xfe{}"), PackageError, "is not UTF-8"),
+    _case(
+        "config.json with half a character",
+        _snapshot(config=b'{"model_type": "llama", "name": "\\udc00"}'),
+        PackageError,
+        "half a character",
+    ),
     _case("config.json without model_type", _snapshot(config={}), PackageError, "has no 'model_type'"),
     _case(
         "weights quantised by another tool",
@@ -212,6 +298,7 @@ SNAPSHOTS = [
     _case("an index that leaves a tensor out", _index({"a": SHARD}), PackageError, "does not place there"),
     _case("an index with ../", _index({"a": "../../etc/passwd"}), PackageError, "only relative paths inside"),
     _case("an index with an absolute path", _index({"a": "/etc/passwd"}), PackageError, "only relative paths inside"),
+    _case("an index with half a character", _index({"a": "\ud800"}), PackageError, "only relative paths inside"),
     _case("an index without weight_map", _index(None), PackageError, "must have a 'weight_map'"),
     _case(
         "shards without an index",
@@ -221,7 +308,157 @@ SNAPSHOTS = [
     ),
 ]
 
+OTHER_FILES = [
+    _case("weights that are a Git LFS pointer", _snapshot(LFS), PackageError, "a Git LFS pointer"),
+    _case("weights that are a web page", _snapshot(PAGE), PackageError, "a web page (HTML)"),
+    _case(
+        "weights that are a server's error as JSON",
+        _snapshot(b'{"error":"Invalid username or password."}'),
+        PackageError,
+        "JSON text, perhaps a server's answer",
+    ),
+    _case(
+        "weights that are a server's error as XML",
+        _snapshot(b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>'),
+        PackageError,
+        "an XML answer of a server",
+    ),
+    _case("weights that are one line of text", _snapshot(b"Entry not found"), PackageError, "plain text ('Entry not"),
+    _case("weights that are gzipped", _snapshot(b"\x1f\x8b\x08\0" + bytes(60)), PackageError, "a gzip archive"),
+    _case("weights that are a zip archive", _snapshot(b"PK\3\4" + bytes(60)), PackageError, "a zip archive"),
+    _case("weights of zeros only", _snapshot(bytes(4096)), PackageError, "zeros from its start on"),
+    _case("config.json is a Git LFS pointer", _instead("config.json", LFS), PackageError, "a Git LFS pointer"),
+    _case("tokenizer.json is a Git LFS pointer", _instead("tokenizer.json", LFS), PackageError, "a Git LFS pointer"),
+    _case("tokenizer.json is a web page", _instead("tokenizer.json", PAGE), PackageError, "a web page (HTML)"),
+    _case("config.json is one line of text", _instead("config.json", b"Not Found"), PackageError, "plain text"),
+    _case(
+        "config.json is a server's error",
+        _instead("config.json", b'{"error": "Repository not found"}'),
+        PackageError,
+        "is a server's answer ('Repository not found')",
+    ),
+    _case(
+        "an index that is a Git LFS pointer",
+        _index({}, change=lambda path: (path / INDEX).write_bytes(LFS)),
+        PackageError,
+        "a Git LFS pointer",
+    ),
+    _case("a shard that is a Git LFS pointer", _index({"a": SHARD}, LFS), PackageError, "a Git LFS pointer"),
+    _case(
+        "a GGUF file instead of a snapshot", _directory("m.gguf", config=False), PackageError, "give that file itself"
+    ),
+    _case("a GGUF file beside config.json", _directory("mmproj.gguf", "m.gguf"), PackageError, "it holds 'm.gguf'"),
+    _case("an adapter instead of a model", _directory("adapter_config.json"), PackageError, "an adapter (LoRA)"),
+    _case("weights in Meta's own form", _directory("consolidated.00.pth"), PackageError, "Meta's own names"),
+    _case("an exported package", _directory("edgevlm.json"), PackageError, "an exported package already"),
+    _case("weights for Keras", _directory("tf_model.h5"), PackageError, "is for Keras"),
+    _case("config.json itself", _one_file("config.json", b"{}"), PackageError, "give its directory"),
+    _case(
+        "a safetensors file itself", _one_file("model.safetensors", b""), PackageError, "give the directory that holds"
+    ),
+    _case("a web page as the checkpoint", _one_file("model.html", PAGE), PackageError, "a web page (HTML)"),
+    _case(
+        "a piece of a file cut by size",
+        _one_file("model.gguf.part2of3", bytes(range(256)) * 8),
+        PackageError,
+        "join the pieces (cat)",
+    ),
+]
+
 GGUFS = [
+    _case("GGUF: a Git LFS pointer", _one_file("model.gguf", LFS), PackageError, "a Git LFS pointer"),
+    _case("GGUF: a web page", _one_file("model.gguf", PAGE), PackageError, "a web page (HTML)"),
+    _case("GGUF: from before GGUF", _one_file("model.gguf", b"tjgg" + bytes(60)), PackageError, "before GGUF"),
+    _case("GGUF: only the vision part", _mmproj, UnsupportedModelError, "only the vision part of a model (mmproj)"),
+    _case(
+        "GGUF: big-endian",
+        _gguf(lambda c: c.__setitem__(slice(4, 8), b"\0\0\0\3")),
+        UnsupportedModelError,
+        "is a big-endian GGUF file",
+    ),
+    _case(
+        "GGUF: YaRN",
+        _written(metadata={"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}),
+        UnsupportedModelError,
+        "RoPE scaling 'yarn'",
+    ),
+    _case(
+        "GGUF: an attention factor",
+        _written(metadata={"llama.rope.scaling.attn_factor": 1.5}),
+        UnsupportedModelError,
+        "sets 'llama.rope.scaling.attn_factor' to 1.5",
+    ),
+    _case(
+        "GGUF: a RoPE base of 0",
+        _written(metadata={"llama.rope.freq_base": 0.0}),
+        PackageError,
+        "expected a positive number",
+    ),
+    _case(
+        "GGUF: attention to what comes later",
+        _written(metadata={"llama.attention.causal": False}),
+        UnsupportedModelError,
+        "sets 'llama.attention.causal' to False",
+    ),
+    _case(
+        "GGUF: layers with different heads",
+        _written(metadata={"llama.attention.head_count_kv": [2, 4]}),
+        UnsupportedModelError,
+        "differs between layers (2, 4)",
+    ),
+    _case(
+        "GGUF: heads for more layers than there are",
+        _written(metadata={"llama.attention.head_count_kv": [2, 2, 2]}),
+        PackageError,
+        "lists 3 values; expected 2",
+    ),
+    _case(
+        "GGUF: more layers than there are tensors",
+        _written(metadata={"llama.block_count": 3}),
+        PackageError,
+        "has no tensor 'blk.2.attn_norm.weight'",
+    ),
+    _case(
+        "GGUF: another number of tokens",
+        _written(metadata={"llama.vocab_size": 300}),
+        PackageError,
+        "states vocab_size 300",
+    ),
+    _case(
+        "GGUF: a key of a later version",
+        _written(metadata={"llama.attention.new_rule": 2}),
+        UnsupportedModelError,
+        "sets 'llama.attention.new_rule' to 2; what it changes is not known",
+    ),
+    _case(
+        "GGUF: text that is normalised first",
+        _written(metadata={"tokenizer.ggml.precompiled_charsmap": [1, 2, 3]}),
+        UnsupportedModelError,
+        "sets 'tokenizer.ggml.precompiled_charsmap'",
+    ),
+    _case(
+        "GGUF: tokens that may not be answered",
+        _written(metadata={"tokenizer.ggml.suppress_tokens": [7]}),
+        UnsupportedModelError,
+        "sets 'tokenizer.ggml.suppress_tokens'",
+    ),
+    _case(
+        "GGUF in pieces: one is missing", _split(lambda p: p[1].unlink()), PackageError, "beside it is no model-00002"
+    ),
+    _case("GGUF in pieces: two exchanged", _split(_exchange), PackageError, "the pieces are mixed up"),
+    _case("GGUF in pieces: one of another cut", _split(_another_piece, 1), PackageError, "the 3 pieces hold 18"),
+    _case(
+        "GGUF in pieces: one is a Git LFS pointer",
+        _split(lambda p: p[2].write_bytes(LFS)),
+        PackageError,
+        "model-00003-of-00003.gguf is not a GGUF file, but a Git LFS pointer",
+    ),
+    _case(
+        "GGUF in pieces: one renamed",
+        _split(lambda p: p[0].rename(p.__setitem__(0, p[0].with_name("mine.gguf")) or p[0])),
+        PackageError,
+        "are found by their names",
+    ),
     _case("GGUF: an empty file", _gguf(bytearray.clear), PackageError, "cannot be read as GGUF"),
     _case("GGUF: another file type", _gguf(lambda c: c.__setitem__(slice(4), b"PK\3\4")), PackageError, "not a GGUF"),
     _case("GGUF: version 1", _gguf(lambda c: c.__setitem__(4, 1)), UnsupportedModelError, "version 1"),
@@ -302,9 +539,34 @@ COMPOSED = [
     _case("composed: another version", _composed(_set(edgevlm_composed=2)), PackageError, "is not one of 1"),
     _case("composed: a path with ..", _composed(_set(vision="../tower")), PackageError, "only relative paths inside"),
     _case("composed: an absolute path", _composed(_set(projector="/p")), PackageError, "only relative paths inside"),
+    _case(
+        "composed: a projector that is a Git LFS pointer",
+        lambda path: _put(_composed(_set())(path), "projector.safetensors", LFS),
+        PackageError,
+        "a Git LFS pointer",
+    ),
+    _case(
+        "composed: updates that are a Git LFS pointer",
+        lambda path: _put(_composed(_set(low_rank="update.safetensors"))(path), "update.safetensors", LFS),
+        PackageError,
+        "a Git LFS pointer",
+    ),
+    _case(
+        "composed: a tower that is a web page",
+        lambda path: _put(_composed(_set())(path), "tower/model.safetensors", PAGE),
+        PackageError,
+        "a web page (HTML)",
+    ),
     _case("composed: a missing file", _composed(_set(language="gone.gguf")), PackageError, "does not exist"),
     _case("composed: an image token in use", _composed(_set(image_token="a")), PackageError, "as an ordinary token"),
     _case("composed: tiles of 0 pixels", _composed(_set(tile_px=0)), PackageError, "'tile_px' has the value 0"),
+    _case(
+        "composed: a mean of 400 digits",
+        _composed(_set(image_mean=[10**400, 0.5, 0.5])),
+        PackageError,
+        "image_mean[0]: expected a finite number",
+    ),
+    _case("composed: true for version 1", _composed(_set(edgevlm_composed=True)), PackageError, "True is not one of 1"),
 ]
 
-CASES = [*SNAPSHOTS, *GGUFS, *COMPOSED]
+CASES = [*SNAPSHOTS, *OTHER_FILES, *GGUFS, *COMPOSED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,55 @@ def _eval(*words: str, damaged: bool = False, vision: bool = True) -> Callable[[
     return make
 
 
+def _edited(file: str, old: str, new: str) -> Callable[[Path], list[Any]]:
+    """Returns a maker of `edgevlm eval` on a small set, in one of whose files a text is replaced."""
+
+    def make(tmp_path: Path) -> list[Any]:
+        words = _eval()(tmp_path)
+        path = tmp_path / "set" / file
+        path.write_text(path.read_text().replace(old, new), encoding="utf-8")
+        return words
+
+    return make
+
+
+def _results(text: bytes) -> Callable[[Path], list[Any]]:
+    """Returns a maker of `edgevlm eval --against` a file of these bytes."""
+
+    def make(tmp_path: Path) -> list[Any]:
+        (tmp_path / "there.json").write_bytes(text)
+        return _eval("--against", "there.json")(tmp_path)
+
+    return make
+
+
+def _tokenizer(**fields: Any) -> Callable[[Path], list[Any]]:
+    """Returns a maker of `edgevlm run` on a package without a template, whose tokenizer.json has other fields."""
+
+    def make(tmp_path: Path) -> list[Any]:
+        from edgevlm.package import open_package
+        from tests.edgevlm.tiny_package import write_manifest
+
+        package = _package(tmp_path, vision=False)
+        manifest = open_package(package).manifest
+        tokenizer = json.loads((package / "tokenizer.json").read_text())
+        (package / "tokenizer.json").write_text(json.dumps({**tokenizer, **fields}))
+        (package / "tokenizer_config.json").write_text("{}")
+        write_manifest(package, manifest)
+        return ["run", package, "Hello"]
+
+    return make
+
+
+_ABSENT_TOKEN = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+"""The library reads it, and panics at the first text."""
+_ABSENT_UNKNOWN = {"type": "WordLevel", "vocab": {"Hi": 0}, "unk_token": "[UNK]"}
+"""The library raises at the first word that is not in the vocabulary."""
 _PICTURE = ("--image", _picture)
 
 _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], type[EdgeVLMError], str], ...] = (
@@ -88,6 +138,14 @@ _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], type[EdgeVLMError], str], .
     ("a folder that is no question set", _eval("--set", "."), UsageError, "set.json"),
     ("questions for a language model", _eval(vision=False), UsageError, "takes no pictures"),
     ("a tiling that there is not", _eval("--tiling", "mosaic"), UsageError, "fixed:RxC"),
+    ("a set card with a key twice", _edited("set.json", '{"name"', '{"name": "x", "name"'), UsageError, "stands twice"),
+    ("a set of NaN questions", _edited("set.json", '"n_questions": 6', '"n_questions": NaN'), UsageError, "NaN is not"),
+    ("a question with half a character", _edited("questions.jsonl", "kind 1", "\\ud800"), UsageError, "surrogate"),
+    ("a question nested without end", _edited("questions.jsonl", '"yes"', "[" * 9999), UsageError, "too deeply"),
+    ("results that are not UTF-8", _results(b'{"format": "\xff"}'), UsageError, "no UTF-8 text at byte 12"),
+    ("results with a score of 1e999", _results(b'{"format": 1, "score": 1e999}'), UsageError, "too large for a number"),
+    ("a tokenizer that panics", _tokenizer(post_processor=_ABSENT_TOKEN), PackageError, "tokenizer.json"),
+    ("a tokenizer without its unknown token", _tokenizer(model=_ABSENT_UNKNOWN), PackageError, "tokenizer.json"),
     ("a comparison with no results", _eval("--against", "none.json"), UsageError, "none.json"),
     ("not enough memory allowed", _run("Hello", "--memory-budget", "1M"), BackendError, "1"),
 )

@@ -58,8 +58,12 @@ def _load_image(argument: Any) -> None:
 COMMANDS: dict[str, Callable[[Any], list[str]]] = {
     "packages": lambda argument: ["inspect", str(argument)],
     "checkpoints": lambda argument: ["export", str(argument), "-o", "out"],
+    "configs": lambda argument: ["export", str(argument), "-o", "out"],
+    "exports": lambda argument: ["export", str(argument), "-o", "out"],
     "images": lambda argument: ["tiles", str(argument)],
     "commands": _words,
+    "generation": _words,
+    "places": _words,
 }
 """Module → the command line that meets the case's argument."""
 

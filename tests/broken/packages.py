@@ -225,4 +225,89 @@ _ROWS: tuple[tuple[str, Callable[[Path], Any], str], ...] = (
     ("graph reads beyond the end", _package(_beyond_the_end), "ends at byte"),
 )
 
-CASES = [BrokenCase(name, make, PackageError, fragment) for name, make, fragment in _ROWS]
+_HUGE = 10**400
+_LONG = "x" * 5000
+_NPU = {
+    "context": 64, "chunk_tokens": 16, "tile_batches": [4, 1], "graphs": [], "weights": "tokenizer.json",
+    "ranges": "tokenizer.json", "range_method": "minmax",
+}  # fmt: skip
+
+
+def _generation(name: str, value: Any) -> Callable[[Path], Path]:
+    return _set("generation", name, value=value)
+
+
+def _processor(name: str, value: Any) -> Callable[[Path], Path]:
+    return _set("processor", name, value=value)
+
+
+def _prompt(name: str, value: Any) -> Callable[[Path], Path]:
+    return _set("prompt", name, value=value)
+
+
+def _same_place(manifest: dict[str, Any]) -> None:
+    manifest["decoder"]["cache"][1]["kind"] = "key"
+
+
+def _long_pictures(manifest: dict[str, Any]) -> None:
+    manifest["processor"]["max_tiles"] = 4096
+    manifest["prompt"]["tokens_per_tile"] = 1 << 16
+
+
+def _graph_twice(manifest: dict[str, Any]) -> None:
+    manifest["graphs"].append(dict(manifest["graphs"][0]))
+
+
+def _compiled_twice(manifest: dict[str, Any]) -> None:
+    entry = {"arch": "arm64", "plan": "a/plan.bin", "weights": "a/weights.bin", "plan_version": 1}
+    manifest["compiled"] = [entry, dict(entry)]
+
+
+def _not_utf8(path: Path) -> None:
+    file = path / "edgevlm.json"
+    file.write_bytes(file.read_bytes().replace(b'"tiny"', b'"t\xefny"'))
+
+
+_VALUES: tuple[tuple[str, Callable[[Path], Any], str], ...] = (
+    ("a number beyond float64", _text(lambda text: text.replace("32.0", "1e999")), "1e999 is too large for a number"),
+    ("an integer of 5,000 digits", _text(lambda text: text.replace("32.0", "1" + "0" * 5000)), "is not valid JSON"),
+    ("a size of 400 digits", _set("decoder", "hidden_size", value=_HUGE), "an integer of at most 64 bits"),
+    ("a float of 400 digits", _set("quant", "mean_bits_per_weight", value=_HUGE), "expected a finite number"),
+    ("a name that is half a character", _set("name", value="\ud800"), "the text has a lone surrogate"),
+    ("manifest that is not UTF-8", _package(_not_utf8), "no UTF-8 text at byte"),
+    ("true for the number 1", _set("decoder", "position_rank", value=True), "True is not one of 1, 3"),
+    ("5 heads in groups of 2", _set("decoder", "num_attention_heads", value=5), "is no multiple of num_key"),
+    ("cache bits of one layer", _set("decoder", "kv_bits", value=[[8, 8]]), "kv_bits has 1 layers"),
+    ("cache of 3 bits", _set("decoder", "kv_bits", value=[[3, 8], [8, 8]]), "kv_bits has 3, expected 4 or 8 or 16"),
+    ("cache that never grows", _set(*_CACHE, "shape", value=[2, 16]), "expected heads, 'P' and width"),
+    ("cache that grows twice", _set(*_CACHE, "shape", value=["P", "P", 16]), "expected heads, 'P' and width"),
+    ("cache of layer 2 of 2", _set(*_CACHE, "layer", value=2), "decoder.cache layer 2 does not exist"),
+    ("keys of one layer twice", _manifest(_same_place), "a tensor of one kind and layer twice"),
+    ("a vocabulary of a billion", _set("decoder", "vocab_size", value=10**9), "vocab_size is 1000000000"),
+    ("an endless context", _set("decoder", "max_position_embeddings", value=1 << 60), "do not fit together"),
+    ("a negative temperature", _generation("temperature", -1), "generation.temperature is -1"),
+    ("a negative top_p", _generation("top_p", -0.5), "generation.top_p is -0.5"),
+    ("min_p of 2", _generation("min_p", 2), "generation.min_p is 2"),
+    ("a repetition penalty of 0", _generation("repetition_penalty", 0), "generation.repetition_penalty is 0"),
+    ("a deviation that vanishes in float32", _processor("image_std", [1e-320, 1, 1]), "processor.image_std is 1e-320"),
+    ("pixels times 0", _processor("rescale_factor", 0), "processor.rescale_factor is 0.0"),
+    ("padding brighter than white", _processor("image_mean", [5, 0.5, 0.5]), "no colour to pad with"),
+    ("alpha above 1", _processor("relaxed_alpha", 1.5), "processor.relaxed_alpha is 1.5"),
+    ("a billion tiles", _processor("max_tiles", 10**9), "processor.max_tiles is 1000000000"),
+    ("a grid of no rows", _processor("max_rows", 0), "processor.max_rows is 0"),
+    ("a longest edge of a billion pixels", _processor("longest_edge_px", 10**9), "longest_edge_px is 1000000000"),
+    ("no pixels at least", _processor("min_pixels", 0), "processor.min_pixels is 0"),
+    ("a canvas that is no grid", _processor("grid_pinpoints", [[28, 30]]), "no multiple of the tile's 28"),
+    ("tiles without tokens", _prompt("tokens_per_tile", 0), "prompt.tokens_per_tile is 0"),
+    ("image token outside the vocabulary", _prompt("image_token_id", 10**6), "prompt.image_token_id is 1000000"),
+    ("a negative image token", _prompt("image_token_id", -200), "prompt.image_token_id is -200"),
+    ("image token without a text", _prompt("image_token", ""), "prompt.image_token is empty"),
+    ("5,000 characters for each picture", _prompt("image_prefix", _LONG), "prompt.image_prefix has 5,000 characters"),
+    ("a picture of 2 GB of text", _manifest(_long_pictures), "a picture of 4096 tiles takes 1879506944 characters"),
+    ("a graph listed twice", _manifest(_graph_twice), "lists a graph twice"),
+    ("compiled twice for one architecture", _manifest(_compiled_twice), "lists an architecture twice"),
+    ("NPU: batches that leave a tile over", _set("npu", value={**_NPU, "tile_batches": [4, 2]}), "down to 1"),
+    ("NPU: no context", _set("npu", value={**_NPU, "context": 0}), "npu.context is 0"),
+)
+
+CASES = [BrokenCase(name, make, PackageError, fragment) for name, make, fragment in (*_ROWS, *_VALUES)]

@@ -83,6 +83,7 @@ CASES = [
     BrokenCase("repeats bytes", templated("{{ ('a'.encode() * 10**12)|length }}"), PackageError, TOO_MUCH),
     BrokenCase("huge number", templated("{{ 10 ** 99999999 }}"), PackageError, TOO_MUCH),
     BrokenCase("integer to bytes", templated("{{ (1).to_bytes(10**9)|length }}"), PackageError, TOO_MUCH),
+    BrokenCase("negative truncate", templated("{{ 'abc'|truncate(-5) }}"), PackageError, "cannot be run"),
     BrokenCase("padding method", templated("{{ 'a'.ljust(10**10) }}"), PackageError, TOO_MUCH),
     BrokenCase("padding by attribute", templated("{{ ('a'|attr('center'))(10**10) }}"), PackageError, TOO_MUCH),
     BrokenCase("percent width", templated("{{ '%999999999d' % 1 }}"), PackageError, "width"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import random
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -48,8 +51,11 @@ def test_two_turns_and_a_picture(
 
 
 def test_json_keys_are_documented(package: str, typed: Callable[..., None], as_json: AsJson) -> None:
+    fields = set(importlib.import_module("edgevlm.cli.chat").JSON_FIELDS)
     typed()
-    assert set(as_json("chat", package)) == set(importlib.import_module("edgevlm.cli.chat").JSON_FIELDS)
+    assert set(as_json("chat", package)) == fields - {"error"}
+    typed("/dance")
+    assert set(as_json("chat", package, code=2)) == fields
 
 
 def test_reset_forgets(package: str, typed: Callable[..., None], as_json: AsJson) -> None:
@@ -105,14 +111,95 @@ def test_trace_shows_encoding_while_the_user_types(
     assert typing["ts"] + typing["dur"] <= answering["ts"]
 
 
-@pytest.mark.parametrize(("line", "code"), [("/image none.png", 6), ("/dance", 2), ("/image", 2)])
-def test_a_script_stops_at_its_first_mistake(
-    line: str, code: int, package: str, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("line", "code"), [("/image none.png", 6), ("/image", 2), ("/image /", 6), ("/image http://x/y.png", 2)]
+)
+def test_a_script_does_not_ask_without_its_picture(
+    line: str, code: int, package: str, typed: Callable[..., None], as_json: AsJson
 ) -> None:
-    typed(line, "Hello")
-    assert main(["chat", package, *SHORT]) == code
+    typed(line, "What is this?", "Hello")
+    found = as_json("chat", package, *SHORT, code=code)
+    assert [m["content"] for m in found["messages"] if m["role"] == "user"] == ["Hello"], "only that one is not asked"
+    assert found["messages"][1]["content"] == as_json("run", package, "Hello", *SHORT)["text"]
+    assert found["error"]["exit_code"] == code
+
+
+def test_a_picture_in_place_of_a_missing_one_is_asked_about(
+    package: str, picture: str, typed: Callable[..., None], as_json: AsJson
+) -> None:
+    typed("/image none.png", f"/image {picture}", "What is this?")
+    messages = as_json("chat", package, *SHORT, code=6)["messages"]
+    assert [message["images"] for message in messages] == [[picture], []]
+
+
+BAD_LINES = (
+    "/dance", "/", "/save", "/save /nodir/x.json", "/save /", "/save {tmp}", "/save {tmp}/file/x", "/save \0x",
+    "/quit now", "/save {tmp}/" + "n" * 300, "/save http://example.org/x", "/image {tmp}/locked.png/..",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_the_conversation_goes_on_whatever_a_command_does(
+    line: str, package: str, typed: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    typed("One", line.replace("{tmp}", str(tmp_path)), "/reset", "Two", f"/save {tmp_path / 'said.json'}")
+    assert main(["chat", package, *SHORT]) in (1, 2, 6)
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("edgevlm: error: ")
+    assert len(out.splitlines()) == 2, "both questions are answered"
+    assert sum(said.startswith("edgevlm: error: ") for said in err.splitlines()) == 1
+    assert "Traceback" not in err and "defect" not in err
+    assert json.loads((tmp_path / "said.json").read_text())["messages"][0]["content"] == "Two"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "said.json"]
+
+
+def test_saving_to_a_full_disk_keeps_the_conversation(
+    package: str, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed("One", "/save /dev/full", "Two")
+    assert main(["chat", package, *SHORT]) == 2
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "cannot write the conversation to /dev/full (No space left on device)" in err
+    assert Path("/dev/full").is_char_device(), "a device is not replaced by a file"
+
+
+@pytest.mark.parametrize(
+    "form", ["{}", "'{}'", '"{}"', "{escaped}", "file://{url}", "file://localhost{url}", "~/{name}"]
+)
+def test_names_of_pictures(
+    form: str, package: str, picture: str, typed: Callable[..., None], tmp_path: Path, as_json: AsJson,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As they are typed, dragged into a terminal, or copied."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "my red é 100%41.png"
+    shutil.copyfile(picture, path)
+    words = {"escaped": str(path).replace(" ", "\\ "), "url": quote(str(path)), "name": path.name}
+    name = form.format(path, **words)
+    typed(f"/image {name}", "What is this?")
+    messages = as_json("chat", package, *SHORT)["messages"]
+    assert messages[0]["images"] == [str(path)]
+    ran = as_json("run", package, "What is this?", "--image", name, *SHORT)
+    assert ran["n_image_tokens"] > 0 and ran["text"] == messages[1]["content"]
+
+
+def test_a_name_with_quotes_of_its_own_is_taken_as_it_stands(
+    package: str, picture: str, typed: Callable[..., None], tmp_path: Path, as_json: AsJson
+) -> None:
+    path = tmp_path / "'red'.png"
+    shutil.copyfile(picture, path)
+    typed(f"/image {path}", "What is this?")
+    assert as_json("chat", package, *SHORT)["messages"][0]["images"] == [str(path)]
+
+
+def test_bytes_that_are_no_text_end_nothing(package: str, child: Child) -> None:
+    process = child("chat", package, *SHORT)
+    process.stdin.buffer.write(b"One\ncaf\xe9 noir\nTwo\n")
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert len(out.splitlines()) == 2
+    assert err.count("standard input is not utf-8 text: byte 0xe9 behind 'caf'") == 1 and "Traceback" not in err
 
 
 def test_interrupt_cancels_the_answer_and_the_second_one_leaves(package: str, child: Child) -> None:
@@ -128,3 +215,21 @@ def test_interrupt_cancels_the_answer_and_the_second_one_leaves(package: str, ch
     process.stdin = None
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, "")
+
+
+def test_no_line_ends_the_conversation(
+    package: str, typed: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Commands with arguments of every kind of character, none of which is a path to elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    drawn = random.Random(0)
+    characters = "ab 'ab' \"\\\t~%:?*[]{}()$`|&;<>#!é漢🙂\udce9\x00\x1b\u202e\x7f.-=+,@^"
+    commands = ("/image ", "/save ", "/reset ", "/help ", "/", "/dance ", "/image file:", "/save file:", "/image ~")
+    lines = [drawn.choice(commands) + "".join(drawn.choices(characters, k=drawn.randrange(12))) for _ in range(400)]
+    typed(*(line for line in lines if line.strip() != "/quit"), "/reset", "Still there?", "/save said.json")
+    main(["chat", package, *SHORT])
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and "defect" not in err, err[-3000:]
+    assert [m["role"] for m in json.loads(Path("said.json").read_text())["messages"]] == ["user", "assistant"]
+    assert err.count("edgevlm: error: ") > 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -122,3 +123,17 @@ def test_a_signal_leaves_nothing_behind(
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (code, "", f"edgevlm: {word}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_applied_is_told_and_kept(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint, source)
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "no_repeat_ngram_size": 3}))
+    assert main(["export", str(source), "-o", str(tmp_path / "package"), "--no-verify"]) == 0
+    told = "source: generation_config.json: no_repeat_ngram_size 3 is not applied when an answer is made"
+    assert caplog.messages == [told]
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "package")]) == 0
+    assert "no_repeat_ngram_size 3 (of generation_config.json)" in capsys.readouterr().out

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from edgevlm.image import normalize
 from edgevlm.prompt import ImageRun, build_segments
+from edgevlm.telemetry import import_onnxruntime
 from edgevlm.tiling import cut_tiles, plan_tiles
+
+onnxruntime = import_onnxruntime()
 
 
 class Recompute:

@@ -40,6 +40,14 @@ SPECS: dict[str, ProcessorSpec] = {
     ),
     "square": replace(SQUARE, tile_px=40, resample="bilinear"),
     "square-edge": replace(SQUARE, tile_px=40, longest_edge_px=91),
+    "square-small-edge": replace(SQUARE, tile_px=40, longest_edge_px=7, resample="lanczos"),
+    "tile_grid-small-edge": replace(SMOLVLM, tile_px=48, longest_edge_px=11, max_tiles=1),
+    "square-bytes": replace(
+        SQUARE, tile_px=40, rescale_factor=1.0, image_mean=(123.675, 116.28, -3.5), image_std=(58.395, 57.12, 200.0)
+    ),
+    "tile_grid-as-they-are": replace(
+        SMOLVLM, tile_px=48, longest_edge_px=192, rescale_factor=1.0, image_mean=(0.0,) * 3, image_std=(1.0,) * 3
+    ),
 }
 
 

@@ -30,6 +30,7 @@ SPECS: dict[str, ProcessorSpec] = {
     "llava-next": SCHEMES["llava-next"][0],
     "square": replace(BLUELM, scheme="square"),
     "square-edge": replace(BLUELM, scheme="square", longest_edge_px=500),
+    "edge-below-a-tile": replace(SMOLVLM, tile_px=64, longest_edge_px=21, max_tiles=1),
 }
 N_SIZES = {"relaxed": 20_000, "smolvlm": 20_000}
 
@@ -118,7 +119,9 @@ def test_alpha_is_the_decimal_that_it_is_written_as(alpha: float, engine: Native
         ({"relaxed_alpha": 0.12345678}, "six decimals"),
         ({"relaxed_alpha": float("nan")}, "relaxed_alpha"),
         ({"image_std": (1.0, 0.0, 1.0)}, "image_std"),
-        ({"image_mean": (0.5, -0.5, 0.5)}, "image_mean"),
+        ({"image_mean": (0.5, -0.5, 0.5)}, "image_mean is -0.5, expected 0 to 1"),
+        ({"image_mean": (0.5, -2e6, 0.5), "scheme": "square"}, "image_mean is -2e\\+06, expected -1e6 to 1e6"),
+        ({"image_mean": (0.5, float("nan"), 0.5), "scheme": "square"}, "image_mean is -?nan"),
         ({"rescale_factor": 0.0}, "rescale_factor is 0"),
         ({"rescale_factor": float("inf")}, "rescale_factor is inf"),
         ({"scheme": "tile_grid"}, "longest_edge_px"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import warnings
 from dataclasses import replace
 from io import BytesIO
@@ -13,11 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgevlm.errors import ImageError
-from edgevlm.image import image_key, load_image, normalize, resize
+from edgevlm.errors import ImageError, UsageError
+from edgevlm.image import image_key, load_image, normalize, picture_path, resize
+from edgevlm.picture_memory import PictureHeader
+from edgevlm.spec import Resample
 from edgevlm.tiles_drawing import SCHEMES
 from tests.broken import BrokenCase
 from tests.broken.images import CASES, encoded, png_header
+from tests.edgevlm.picture_forms import FORMS
 
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
@@ -47,6 +51,108 @@ def test_every_source_gives_the_same_pixels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels, NOISE)
         assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous
     assert len({image_key(pixels) for pixels in loaded}) == 1
+
+
+class Pipe:
+    """A file object that cannot go back, as a response of the network."""
+
+    def __init__(self, data: bytes) -> None:
+        self._stream = BytesIO(data)
+
+    def read(self) -> bytes:
+        return self._stream.read()
+
+
+class Named:
+    """A path of someone else's class."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+
+def test_file_objects_and_addresses_give_the_same_pixels(tmp_path: Path) -> None:
+    data = saved(Image.fromarray(NOISE))
+    path = tmp_path / "a picture #1 of 50%.png"
+    path.write_bytes(data)
+    at_its_end = BytesIO()
+    at_its_end.write(data)
+    base64_text = base64.b64encode(data).decode()
+    with path.open("rb") as stream:
+        sources = [
+            BytesIO(data), at_its_end, Pipe(data), stream, Named(path), path.as_uri(), f"file://{path}",
+            path.as_uri().replace("file:///", "FILE://localhost/"), f"data:image/png;base64,{base64_text}",
+        ]  # fmt: skip
+        for source in sources:
+            np.testing.assert_array_equal(load_image(source), NOISE)
+    assert picture_path(path.as_uri()) == picture_path(str(path)) == picture_path(path) == path
+    assert picture_path(Path(path.as_uri())) == path  # a command line's
+    assert picture_path("a%20b.png") == Path("a%20b.png")  # only an address is decoded
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("file://host/a.png", "a file on 'host'"),
+        ("https://example.org/a.png", "'https://example.org/a.png' is an address on the network"),
+        ("data:image/png;base64,@@", "not valid base64"),
+        ("data:image/png;base64", "has no comma"),
+        ("data:image/png;base64,aGVsbG8=", "the data: address of 5 bytes is text"),
+    ],
+)
+def test_addresses_that_give_no_picture(address: str, said: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_image(address)
+    assert said in str(caught.value)
+
+
+def test_what_is_told_before_the_pixels_are_decoded() -> None:
+    """The size as stored, before a damaged body is noticed; what it raises is raised."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.fromarray(NOISE), "JPEG", exif=exif)[:-60]
+    told: list[PictureHeader] = []
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(data, told.append)
+    assert (told[0].height_px, told[0].width_px) == NOISE.shape[:2]
+    load_image(NOISE, told.append)
+    assert len(told) == 2 and min(header.decoding_bytes for header in told) >= NOISE.nbytes
+
+    def refuse(header: PictureHeader) -> None:
+        raise UsageError(header.label)
+
+    with pytest.raises(UsageError, match=f"picture of {len(data)} bytes"):
+        load_image(data, refuse)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_picture_of_many_strips_equals_one_of_a_single_strip(
+    orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (90, 70, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    sources = [noise, saved(Image.fromarray(noise), exif=exif), saved(Image.fromarray(noise[..., :3]), exif=exif)]
+    sources.append(np.uint16(257) * noise[..., :3])
+    whole = [load_image(source) for source in sources]
+    for name in ("edgevlm.samples.STRIP_PIXELS", "edgevlm.image.STRIP_PIXELS"):
+        monkeypatch.setattr(name, 1000)
+    for source, expected in zip(sources, whole, strict=True):
+        np.testing.assert_array_equal(load_image(source), expected)
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic", "lanczos", "nearest"])
+@pytest.mark.parametrize("size", [(31, 17), (17, 60), (200, 40), (40, 200), (97, 30), (20, 83)])
+def test_resizing_in_strips_changes_no_pixel(
+    size: tuple[int, int], resample: Resample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (97, 83, 3), dtype=np.uint8)
+    expected = resize(noise, *size, resample)
+    monkeypatch.setattr("edgevlm.image.WHOLE_PIXELS", 10)
+    monkeypatch.setattr("edgevlm.image.STRIP_PIXELS", 700)
+    np.testing.assert_array_equal(resize(noise, *size, resample), expected)
 
 
 def test_image_key_sees_shape_and_pixels() -> None:
@@ -135,6 +241,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert load_image(np.dstack([wide] * 3))[0, :, 2].tolist() == expected
     pgm = b"P5 6 1 65535\n" + wide.astype(">u2").tobytes()
     assert load_image(pgm)[0, :, 0].tolist() == expected
+    assert load_image(wide[..., None])[0, :, 1].tolist() == expected
 
 
 @pytest.mark.parametrize("adobe", [True, False])
@@ -165,6 +272,14 @@ def test_jpeg_is_decoded_as_pillow_does(mode: str) -> None:
         np.testing.assert_array_equal(load_image(data), np.asarray(picture.convert("RGB")))
 
 
+@pytest.mark.parametrize("brand", [b"avif", b"mif1", b"miaf", b"MA1B"])
+def test_avif_is_known_by_any_of_its_brands(brand: bytes) -> None:
+    """HEIC has the main brand `mif1` too; what else a file says of itself decides."""
+    data = encoded("AVIF")
+    assert data[8:12] == b"avif" and b"avif" in data[16:40]
+    np.testing.assert_array_equal(load_image(data[:8] + brand + data[12:]), load_image(data))
+
+
 def test_one_pixel_and_panorama() -> None:
     assert load_image(saved(Image.new("RGB", (1, 1), (9, 8, 7)))).tolist() == [[[9, 8, 7]]]
     assert load_image(saved(Image.new("L", (20_000, 40), 7))).shape == (40, 20_000, 3)
@@ -180,9 +295,15 @@ def test_large_but_allowed_needs_no_global_setting_and_warns_nobody() -> None:
     assert before == Image.MAX_IMAGE_PIXELS
 
 
+PICTURES = {form.name: form for form in FORMS}
 FILES = [
     encoded("JPEG"), encoded("PNG"), encoded("GIF", "P"), encoded("BMP"), encoded("WEBP"), encoded("PPM"),
     encoded("TIFF"), encoded("TIFF", compression="tiff_lzw"), encoded("PNG", "P"), encoded("JPEG2000"),
+    *(PICTURES[name].make(np.random.default_rng(0))[0] for name in (
+        "tiff grey 12 black is zero <", "tiff grey 16 white is zero <", "tiff palette 4 of 8-bit entries",
+        "tiff rgb 8 < unsaid alpha zero", "png rgb 16 clear colour", "png grey 2 clear colour", "j2k 1 x 12",
+        "j2k 3 x 4", "bmp 32 bgra header 108 alpha zero", "pnm P5 of 1000", "avif",
+    )),
 ]  # fmt: skip
 
 

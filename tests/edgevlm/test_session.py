@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.backends.session import Cancelled
 from edgevlm.errors import ContextFullError, PackageError, UsageError
 from edgevlm.package import Package, open_package
+from edgevlm.telemetry import import_onnxruntime
 from tests.edgevlm.recompute import Recompute
 from tests.edgevlm.tiny_package import (
     CONTEXT,
@@ -26,6 +26,8 @@ from tests.edgevlm.tiny_package import (
     VOCAB,
     write_package,
 )
+
+onnxruntime = import_onnxruntime()
 
 RNG = np.random.default_rng(7)
 

@@ -240,6 +240,21 @@ def test_budget_lowers_the_longest_edge_by_whole_tiles() -> None:
     assert plan_tiles(10, 10, odd, 1).n_tiles == 1
 
 
+def test_a_longest_edge_below_a_tile_is_what_the_picture_becomes_first() -> None:
+    """Not one pixel less than the tile, which is only the last resort of a budget."""
+    plan = plan_tiles(455, 2, replace(SMOLVLM, tile_px=32, longest_edge_px=1, max_tiles=1))
+    assert plan.resizes == ((1, 1), (32, 32))
+    plan = plan_tiles(40, 20, replace(SMOLVLM, tile_px=32, longest_edge_px=20, max_tiles=1))
+    assert plan.resizes == ((20, 10), (32, 32))
+
+
+def test_the_colour_of_padding_is_a_colour_whatever_the_mean_is() -> None:
+    """A measured tiling pads with the mean of a processor that does not rescale."""
+    spec = replace(BLUELM, tile_px=32, image_mean=(123.7, -0.5, 0.5), rescale_factor=1.0)
+    tiles = cut_tiles(np.full((8, 64, 3), 7, np.uint8), plan_tiles(8, 64, spec), spec)
+    assert tiles[-1, -1, -1].tolist() == [255, 0, 128]
+
+
 def test_an_exported_budget_holds_without_being_asked_for() -> None:
     """`edgevlm export --max-tiles 4`: the package's own number is the limit."""
     small = replace(SMOLVLM, max_tiles=4)

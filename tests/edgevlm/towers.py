@@ -8,17 +8,19 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgevlm.backends.native_library import ModelOptions, NativeLibrary, library_path
 from edgevlm.backends.native_tower import NativeTower
 from edgevlm.backends.session import Timings
+from edgevlm.telemetry import import_onnxruntime
 from export.archs import arch_spec
 from export.checkpoint import open_checkpoint
 from export.graphs.build import build_model
 from export.quant.rules import QuantPlan
 from tvm_schedules.compile import compile_tower
+
+onnxruntime = import_onnxruntime()
 
 Float32 = NDArray[np.float32]
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
+from edgevlm.telemetry import import_onnxruntime
 from export.archs import arch_spec
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.graphs.build import BuildResult, build_model
 from export.quant.rules import QuantPlan
+
+onnxruntime = import_onnxruntime()
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgevlm.package import Package
 from edgevlm.spec import FileEntry, GenerationSpec, Manifest, QuantEntry
+from edgevlm.telemetry import import_onnxruntime
 from export.npu.graphs import build_npu_graphs
 from tests.export.graph_session import Graphs
+
+onnxruntime = import_onnxruntime()
 
 Float32 = NDArray[np.float32]
 CONTEXT, CHUNK = 48, 16

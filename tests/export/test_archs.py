@@ -116,8 +116,16 @@ def test_absent_or_null_rope_is_the_default() -> None:
         ({"attention_bias": 1}, PackageError, "attention_bias"),
         ({"num_attention_heads": 5}, PackageError, "num_attention_heads"),
         ({"rope_scaling": "linear"}, PackageError, "rope_scaling"),
-        ({"model_type": "qwen2", "use_sliding_window": True}, UnsupportedModelError, "use_sliding_window"),
-        ({"model_type": "qwen2", "layer_types": ["sliding_attention"]}, UnsupportedModelError, "layer_types"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
+            UnsupportedModelError,
+            "use_sliding_window",
+        ),
+        (
+            {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 2},
+            UnsupportedModelError,
+            "layer_types",
+        ),
         ({"model_type": "dinov2", "use_swiglu_ffn": True}, UnsupportedModelError, "use_swiglu_ffn"),
         ({"model_type": "dinov2", "image_size": [224, 448]}, UnsupportedModelError, "image_size"),
         ({"model_type": "siglip_vision_model", "num_channels": 1}, UnsupportedModelError, "num_channels"),
@@ -290,16 +298,19 @@ def test_processor_as_transformers_v5_saves_it(tmp_path: Path) -> None:
     assert spec_of(new) == spec_of(old)
 
 
-def test_image_splitting_off_means_one_square_tile(tmp_path: Path) -> None:
-    processor = spec_of(edited(make_smolvlm(tmp_path), "preprocessor_config.json", do_image_splitting=False)).processor
-    assert processor is not None
-    assert (processor.scheme, processor.thumbnail, processor.max_tiles) == ("square", "none", 1)
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "error", "message"),
     [
         ("processor_config.json", {"image_seq_len": 81}, PackageError, "image_seq_len 81.*4 tokens"),
+        ("processor_config.json", {"image_seq_len": "4"}, PackageError, "image_seq_len '4'.*4 tokens"),
+        ("processor_config.json", {"image_seq_len": [4]}, PackageError, r"image_seq_len \[4\].*4 tokens"),
+        ("tokenizer_config.json", {"fake_image_token": "<a>"}, UnsupportedModelError, "fake_image_token '<a>'"),
+        (
+            "tokenizer_config.json",
+            {"extra_special_tokens": {"global_image_token": "<whole>"}},
+            UnsupportedModelError,
+            "global_image_token '<whole>'.*'<global-img>'",
+        ),
         ("config.json", {"image_token_id": 5}, PackageError, "image token is 5"),
         ("config.json", {"scale_factor": 3}, UnsupportedModelError, "scale_factor"),
         ("preprocessor_config.json", {"max_image_size": {"longest_edge": 64}}, UnsupportedModelError, "max_image_size"),
@@ -408,9 +419,34 @@ def test_untied_config_without_a_head_is_tied_and_says_so(tmp_path: Path) -> Non
     assert [size.component for size in result.sizes] == ["embedding", "layers"]
 
 
-def test_tied_config_with_a_stored_head_ignores_it(tmp_path: Path) -> None:
+def test_tied_config_with_another_head_stored_uses_it_and_says_so(tmp_path: Path) -> None:
     directory = edited(make_llama(tmp_path / "c", tie_word_embeddings=False), "config.json", tie_word_embeddings=True)
-    assert build(directory, tmp_path / "out").notes == ()
+    result = build(directory, tmp_path / "out")
+    assert len(result.notes) == 1 and "the stored head is used" in result.notes[0]
+    assert [size.component for size in result.sizes] == ["embedding", "layers", "head"]
+
+
+def test_tied_config_with_a_copy_of_the_table_stores_it_once(tmp_path: Path) -> None:
+    directory = make_llama(tmp_path / "checkpoint")
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].copy()}, path)
+    result = build(directory, tmp_path / "out")
+    assert result.notes == ()
+    assert [size.component for size in result.sizes] == ["embedding", "layers"]
+
+
+def test_a_tied_table_that_is_stored_as_the_head_is_the_embedding(tmp_path: Path) -> None:
+    directory = make_llama(tmp_path / "checkpoint")
+    built = build(directory, tmp_path / "as_embedding")
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    save_file({("lm_head.weight" if "embed_tokens" in name else name): t for name, t in tensors.items()}, path)
+    moved = build(directory, tmp_path / "as_head")
+    assert (built.notes, built.graphs, built.sizes) == (moved.notes, moved.graphs, moved.sizes)
+    for graph in built.graphs:
+        for name in (graph.path, *graph.data):
+            assert (tmp_path / "as_embedding" / name).read_bytes() == (tmp_path / "as_head" / name).read_bytes()
 
 
 def test_registry_names_are_config_model_types() -> None:

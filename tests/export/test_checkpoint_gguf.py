@@ -16,7 +16,8 @@ from edgevlm.errors import PackageError, UnsupportedModelError
 from export.checkpoint import open_checkpoint
 from export.checkpoints import source
 from export.checkpoints.gguf_container import READABLE_TYPES
-from export.checkpoints.gguf_model import llama3_divisors, undo_rope_permutation
+from export.checkpoints.gguf_model import undo_rope_permutation
+from export.checkpoints.gguf_rope import llama3_divisors
 from tests.tiny_gguf import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, byte_level, tensors, write_model, writer
 from tests.weights import qwen2_coder_0_5b, smollm2_135m
 

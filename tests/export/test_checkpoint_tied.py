@@ -14,6 +14,7 @@ from export.checkpoints.source import Contents, TensorInfo
 from export.checkpoints.tied import EMBEDDING, HEAD, tied
 from export.pipeline import ExportOptions, export_package
 from tests import tiny
+from tests.verify_case import copy_with_config
 
 
 class _Tables:
@@ -51,6 +52,21 @@ def test_a_tied_checkpoint_is_refused(tmp_path: Path) -> None:
     source = tiny.make_llama(tmp_path / "checkpoint", tie_word_embeddings=True)
     with pytest.raises(UsageError, match="tied to the embedding already"):
         open_checkpoint(source, tie_embeddings=True)
+
+
+def test_a_tied_flag_beside_another_head_does_not_count(tmp_path: Path) -> None:
+    """Converters store two roundings of one table and keep the flag; the flag ties nothing then."""
+    from safetensors.numpy import load_file, save_file
+
+    source = copy_with_config(
+        tiny.make_llama(tmp_path / "untied", tie_word_embeddings=False), tmp_path / "source", tie_word_embeddings=True
+    )
+    tensors = load_file(source / "model.safetensors")
+    tensors[EMBEDDING] = tensors[HEAD] * np.float32(1.01)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    joined = open_checkpoint(source, tie_embeddings=True)
+    assert HEAD not in joined.tensors()
+    np.testing.assert_array_equal(joined.read_rows(EMBEDDING, 0, 3), tensors[HEAD][:3])
 
 
 def test_the_package_records_it(tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ LLAMA3 = RopeSpec(5e5, "llama3", factor=32.0, original_max_position_embeddings=8
 
 
 def test_rope_table_turns_by_the_position() -> None:
-    cosines, sines = rope_tables(RopeSpec(10000.0), 8, 16)
+    cosines, sines = rope_tables(inverse_frequencies(RopeSpec(10000.0), 8), 16)
     assert cosines.shape == sines.shape == (16, 4)
     assert np.allclose(cosines[3], np.cos(3 * 10000.0 ** -np.array([0, 0.25, 0.5, 0.75])), atol=1e-6)
     assert np.allclose(cosines**2 + sines**2, 1, atol=1e-6)
 
 
 def test_linear_rope_divides_positions() -> None:
-    stretched = rope_tables(RopeSpec(10000.0, "linear", factor=4.0), 8, 16)[0]
-    assert np.allclose(stretched[8], rope_tables(RopeSpec(10000.0), 8, 16)[0][2], atol=1e-6)
+    stretched = rope_tables(inverse_frequencies(RopeSpec(10000.0, "linear", factor=4.0), 8), 16)[0]
+    assert np.allclose(stretched[8], rope_tables(inverse_frequencies(RopeSpec(10000.0), 8), 16)[0][2], atol=1e-6)
 
 
 def test_llama3_rope_keeps_short_waves_and_slows_long_ones() -> None:
@@ -81,7 +81,7 @@ def test_rope_against_transformers(rope: RopeSpec) -> None:
         hidden_size=512, num_attention_heads=8, rope_parameters=parameters, max_position_embeddings=16384
     )
     cosines, sines = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(2048)[None])
-    found = rope_tables(rope, 64, 2048)
+    found = rope_tables(inverse_frequencies(rope, 64), 2048)
     # One unit in the last place of a frequency is 2e-4 of an angle at position 2048.
     assert np.allclose(found[0], cosines[0, :, :32].numpy(), atol=3e-4)
     assert np.allclose(found[1], sines[0, :, :32].numpy(), atol=3e-4)

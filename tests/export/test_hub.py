@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevlm.errors import PackageError
+from edgevlm.errors import PackageError, UnsupportedModelError
 from edgevlm.package import open_package
 from export.checkpoint import Checkpoint, open_checkpoint
 from tests import tiny
@@ -120,11 +121,35 @@ def test_a_listed_file_is_missing(hub: HubServer) -> None:
 def test_a_repository_without_weights_in_safetensors(hub: HubServer, snapshot: Path, tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.mkdir()
-    (old / "config.json").write_bytes((snapshot / "config.json").read_bytes())
+    for name in ("config.json", "tokenizer.json"):
+        (old / name).write_bytes((snapshot / name).read_bytes())
     (old / "pytorch_model.bin").write_bytes(b"pickle")
     hub.repositories["org/old"] = old
     with pytest.raises(PackageError, match="safetensors"):
         open_checkpoint("org/old")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fragment"),
+    [
+        ("config.json", b'{"model_type": "mamba"}', "model type 'mamba'"),
+        ("config.json", b'{"model_type": "llama", "quantization_config": {"quant_method": "awq"}}', "quantised with"),
+        ("config.json", None, "has no config.json"),
+        ("tokenizer.json", None, "has no tokenizer.json"),
+    ],
+)
+def test_weights_are_not_fetched_for_nothing(
+    hub: HubServer, snapshot: Path, tmp_path: Path, name: str, content: bytes | None, fragment: str
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(snapshot, other)
+    (other / name).unlink()
+    if content is not None:
+        (other / name).write_bytes(content)
+    hub.repositories["org/other"] = other
+    with pytest.raises((PackageError, UnsupportedModelError), match=fragment):
+        open_checkpoint("org/other")
+    assert hub.requests and not any(request.endswith("model.safetensors") for request in hub.requests)
 
 
 def test_nobody_listens(hub: HubServer) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from edgevlm.backends.npu import NpuSession, simulated_session
 from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.model import load
 from edgevlm.package import Package, open_package
+from edgevlm.telemetry import import_onnxruntime
 from export.npu import ranges as ranges_module
 from export.npu.compile import NpuOptions, bits_advice, compile_npu
 from export.npu.distance import float_logits, mean_kl, measured_ids, session_logits
@@ -24,6 +24,8 @@ from export.npu.qdq import Codes
 from export.npu.ranges import METHODS, Observed, Range
 from export.pipeline import ExportOptions, export_package
 from tests import tiny
+
+onnxruntime = import_onnxruntime()
 
 OPTIONS = NpuOptions(socs=(), context=160, chunk_tokens=16, ranges="minmax")
 INT4 = ExportOptions(scheme="w4g32", vision_scheme="w8", verify=False)

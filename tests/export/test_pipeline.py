@@ -20,6 +20,7 @@ from export.graphs.ops import storage
 from export.pipeline import ExportOptions, export_package, n_parameters, needed_bytes
 from export.quant.rules import QuantPlan
 from tests import tiny
+from tests.verify_case import copy_with_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -186,19 +187,12 @@ def test_the_disk_estimate_covers_what_is_written(llama: Path, tmp_path: Path) -
     assert needed_bytes(checkpoint, spec, QuantPlan("w8"), options()) > estimate
 
 
-def test_a_decision_that_differs_from_the_config_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build = pipeline.build_model
-
-    def noted(*arguments: Any, **values: Any) -> Any:
-        return pipeline.replace(build(*arguments, **values), notes=("the embedding is used as the head",))
-
-    monkeypatch.setattr(pipeline, "build_model", noted)
-    source = tiny.make_llama(tmp_path / "model")
+def test_a_decision_that_differs_from_the_config_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = copy_with_config(tiny.make_llama(tmp_path / "tied"), tmp_path / "model", tie_word_embeddings=False)
     with caplog.at_level(logging.WARNING):
         export_package(source, tmp_path / "p", options(scheme="w8", verify=False))
-    assert "model: the embedding is used as the head" in caplog.text
+    assert "model: config.json says tie_word_embeddings is false" in caplog.text
+    assert caplog.text.count("the embedding is used as the head") == 1
 
 
 KILLED = """

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from edgevlm.errors import PackageError
+from edgevlm.telemetry import import_onnxruntime
 from export.archs import arch_spec
 from export.checkpoint import open_checkpoint
 from export.graphs.build import build_model
@@ -18,6 +18,8 @@ from export.quant.mix import Group, Sensitivity
 from export.quant.rules import QuantPlan
 from export.quant.scheme import MIXES, parse_scheme, stored_weight
 from tests import tiny
+
+ort = import_onnxruntime()
 
 MIX = MIXES["w4g32-mix"]
 N_TOKENS = 24

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgevlm.errors import UsageError
+from edgevlm.telemetry import import_onnxruntime
 from export.quant.pack import (
     gather_table,
     matmul_nbits_inputs,
@@ -21,6 +21,8 @@ from export.quant.pack import (
     unpack_zero_points,
 )
 from export.quant.scheme import Quantised, dequantise, parse_scheme, quantise
+
+ort = import_onnxruntime()
 
 SAME_CODES = 1e-5
 """int4 kernel against numpy on the same codes, fp32 activations; measured 2.5e-7."""

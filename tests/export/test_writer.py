@@ -9,12 +9,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from edgevlm.errors import BackendError, PackageError, UsageError
 from edgevlm.package import PARTIAL_SUFFIX, open_package
+from edgevlm.package_lock import changing, scratch_directory
 from edgevlm.spec import MANIFEST_NAME
 from export.writer import PackageWriter, remove_leftovers
 
@@ -228,3 +231,130 @@ def test_a_manifest_with_numbers_that_json_lacks_is_refused(tmp_path: Path) -> N
         writer.write_manifest(manifest)
         written = json.loads((writer.directory / MANIFEST_NAME).read_text())
         assert written == json.loads((source / MANIFEST_NAME).read_text())
+
+
+def stopped(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+def test_an_export_beside_another_to_the_same_place_is_refused_at_once(tmp_path: Path) -> None:
+    target = tmp_path / "p"
+    process = start_and_wait(target)
+    try:
+        with pytest.raises(UsageError, match="another edgevlm is exporting to this place"):
+            PackageWriter(target, force=True)
+        write_one(tmp_path / "q", b"another place is free")
+    finally:
+        stopped(process)
+    write_one(target, b"new")
+    assert names(tmp_path) == ["p", "q"]
+
+
+def test_a_writer_that_was_made_before_the_other_began_is_refused_too(tmp_path: Path) -> None:
+    """The check and the directory are one step."""
+    early = PackageWriter(tmp_path / "p", force=True)
+    process = start_and_wait(tmp_path / "p")
+    try:
+        with pytest.raises(UsageError, match="another edgevlm"), early:
+            pass
+    finally:
+        stopped(process)
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from edgevlm.errors import UsageError
+from export.writer import PackageWriter
+while time.time() < float(sys.argv[2]):
+    pass
+try:
+    with PackageWriter(Path(sys.argv[1])) as writer:
+        writer.write("edgevlm.json", sys.argv[3].encode())
+        time.sleep(0.3)
+        writer.commit()
+        print(sys.argv[3])
+except UsageError as error:
+    print("refused")
+"""
+
+
+def test_of_exports_that_begin_together_one_wins_and_the_others_say_so(tmp_path: Path) -> None:
+    start = f"{time.time() + 1.5}"
+    words = [sys.executable, "-c", RACE, str(tmp_path / "p"), start]
+    runs = [subprocess.Popen([*words, f"{i}"], stdout=subprocess.PIPE, text=True, cwd=ROOT) for i in range(4)]
+    said = [run.communicate(timeout=60)[0].strip() for run in runs]
+    (winner,) = [word for word in said if word != "refused"]
+    assert (tmp_path / "p" / MANIFEST_NAME).read_text() == winner
+    assert names(tmp_path) == ["p"]
+
+
+CHANGING = """
+import sys, time
+from pathlib import Path
+from edgevlm.package_lock import changing
+with changing(Path(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_package_that_is_compiled_is_not_replaced(tmp_path: Path) -> None:
+    target = write_one(tmp_path / "p", b"old")
+    command = [sys.executable, "-c", CHANGING, str(target)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    try:
+        with pytest.raises(UsageError, match="another edgevlm is changing this package"):
+            write_one(target, b"new", force=True)
+        with pytest.raises(UsageError, match="another edgevlm is changing"), changing(target):
+            pass
+    finally:
+        stopped(process)
+    assert (target / "onnx/a.onnx").read_bytes() == b"old" and names(tmp_path) == ["p"]
+    write_one(target, b"new", force=True)
+    assert (target / "onnx/a.onnx").read_bytes() == b"new"
+
+
+def test_a_package_that_is_replaced_is_not_compiled(tmp_path: Path) -> None:
+    target = write_one(tmp_path / "p", b"old")
+    process = start_and_wait(target)
+    try:
+        with pytest.raises(UsageError, match="another edgevlm is changing"), changing(target):
+            pass
+    finally:
+        stopped(process)
+    with changing(target), changing(tmp_path / "." / "p"):  # a step of a longer change
+        (target / "x").write_text("x")
+
+
+def test_a_lock_is_of_one_thread(tmp_path: Path) -> None:
+    refused = []
+
+    def other() -> None:
+        try:
+            with changing(tmp_path):
+                pass
+        except UsageError as error:
+            refused.append(error)
+
+    with changing(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    other()
+    assert len(refused) == 1
+
+
+def test_a_scratch_directory_is_of_one_and_outlives_nobody(tmp_path: Path) -> None:
+    path = tmp_path / ".device.compiling"
+    path.mkdir()
+    (path / "leftover").write_text("of a killed run")
+    with scratch_directory(path):
+        assert not any(path.iterdir())
+        with pytest.raises(UsageError, match="another edgevlm is working here"), scratch_directory(path):
+            pass
+        with changing(path):  # compiling the copy is a step of making it
+            path.rename(tmp_path / "device")
+    assert names(tmp_path) == ["device"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgevlm.package import Package
 from edgevlm.spec import ParityEntry
@@ -97,6 +99,24 @@ def test_a_wrong_rope_theta_fails(case: Case, tmp_path: Path) -> None:
     wrong = build_package(copy_with_config(case.source, tmp_path / "wrong", **change), tmp_path / "package")
     entries = parity.compare(session_of(wrong), case.expected, image_token_id(wrong))
     assert "fail" in status(entries)["logits"]
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_stored_head_is_used_whatever_the_flag_says(name: str, tmp_path: Path) -> None:
+    """A tied flag beside another head: transformers does not tie then. The control ties, as this program once did."""
+    pytest.importorskip("torch")
+    where: dict[str, Any] = {"text": {"tie_word_embeddings": False}} if name == "bluelm_v" else {}
+    untied = tiny.MAKERS[name](tmp_path / "untied", **(where or {"tie_word_embeddings": False}))
+    flag = {"text": {"tie_word_embeddings": True}} if name == "bluelm_v" else {"tie_word_embeddings": True}
+    source = copy_with_config(untied, tmp_path / "source", **flag)
+    expected = parity.expect(load_reference(source))
+    right = build_package(source, tmp_path / "package")
+    entries = parity.compare(session_of(right), expected, image_token_id(right))
+    assert all(found == {"pass"} for found in status(entries).values()), entries
+    tensors = load_file(source / "model.safetensors")
+    save_file({key: value for key, value in tensors.items() if "lm_head" not in key}, source / "model.safetensors")
+    tied = build_package(source, tmp_path / "tied")
+    assert "fail" in status(parity.compare(session_of(tied), expected, image_token_id(tied)))["logits"]
 
 
 @pytest.mark.parametrize("name", TOWERS)

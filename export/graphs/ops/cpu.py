@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from edgevlm.spec import CacheEntry
 from export.archspec import Activation
@@ -39,8 +40,10 @@ class CacheLengths:
 class _Positions:
     """What every attention of a decoder shares."""
 
-    ids: str
+    rows: str
+    """(B, T) int64: the row of `tables` of each token."""
     tables: tuple[str, str]
+    """Cosines and sines (B * T, E / 2) of this call's positions."""
     lengths: CacheLengths
 
 
@@ -150,8 +153,8 @@ class CpuOps:
             return builder.node("Relu", [x], name="Relu")
         return builder.node("Gelu", [x], name="Gelu", approximate="tanh" if act == "gelu_tanh" else "none")
 
-    def decoder_inputs(self, hidden: int, cache: tuple[CacheEntry, ...], cosines: Float32, sines: Float32) -> str:
-        """Declares symbolic inputs; the tables (context, rotary_dim / 2) serve every layer. Returns inputs_embeds."""
+    def decoder_inputs(self, hidden: int, cache: tuple[CacheEntry, ...], frequencies: Float32) -> str:
+        """Declares symbolic inputs. Returns inputs_embeds."""
         builder = self.builder
         embeds = builder.input("inputs_embeds", "float32", ("batch", "tokens", hidden))
         mask = builder.input("attention_mask", "int64", ("batch", "total_tokens"))
@@ -162,9 +165,35 @@ class CpuOps:
             builder.input(entry.past_name, "float32", ("batch", kv_heads, "past_tokens", dim))
         with builder.scope("model", "lengths"):
             lengths = self._cache_lengths(mask)
-        tables = (builder.weight("rope.full.cos", cosines), builder.weight("rope.full.sin", sines))
-        self._positions = _Positions(positions, tables, lengths)
+        with builder.scope("model", "rope"):
+            tables = self._turns(positions, builder.weight("rope.full.frequencies", frequencies))
+            rows = self._row_numbers(positions)
+        self._positions = _Positions(rows, tables, lengths)
         return embeds
+
+    def _turns(self, positions: str, frequencies: str) -> tuple[str, str]:
+        """Cosines and sines of this call's positions: no table grows with the context that a model is made for.
+
+        The angle is rounded to float32, as transformers rounds it; its cosine is exact to the last bit.
+        """
+        builder = self.builder
+        column = builder.node("Reshape", [positions, builder.constant([-1, 1])], name="Column")
+        column = builder.node("Cast", [column], name="Positions", to=TensorProto.FLOAT)
+        angles = builder.node("Mul", [column, frequencies], name="Angles")
+        angles = builder.node("Cast", [angles], name="Wide", to=TensorProto.DOUBLE)
+        cosines, sines = (builder.node(op, [angles], name=op) for op in ("Cos", "Sin"))
+        return (
+            builder.node("Cast", [cosines], name="Cosines", to=TensorProto.FLOAT),
+            builder.node("Cast", [sines], name="Sines", to=TensorProto.FLOAT),
+        )
+
+    def _row_numbers(self, positions: str) -> str:
+        """(B, T): 0, 1, 2..."""
+        builder = self.builder
+        count = builder.node("Size", [positions], name="Count")
+        numbers = builder.node("Range", [builder.constant(0), count, builder.constant(1)], name="Numbers")
+        shape = builder.node("Shape", [positions], name="Shape")
+        return builder.node("Reshape", [numbers, shape], name="Rows")
 
     def _cache_lengths(self, attention_mask: str) -> CacheLengths:
         """Sums and length of attention_mask (B, P + T), as GroupQueryAttention wants them."""
@@ -206,7 +235,7 @@ class CpuOps:
         """x (B, T, heads * E) rotated by halves; the head count follows from the tables' width."""
         shared = self._shared()
         return self.builder.node(
-            "RotaryEmbedding", [x, shared.ids, *shared.tables], name=name, domain=MICROSOFT, interleaved=0
+            "RotaryEmbedding", [x, shared.rows, *shared.tables], name=name, domain=MICROSOFT, interleaved=0
         )
 
     def _shared(self) -> _Positions:

@@ -69,8 +69,11 @@ class Ops(Protocol):
     def activation(self, x: str, act: Activation) -> str:
         """The activation of x, elementwise."""
 
-    def decoder_inputs(self, hidden: int, cache: tuple[CacheEntry, ...], cosines: Float32, sines: Float32) -> str:
-        """Declares the decoder's inputs and what its layers share; returns inputs_embeds."""
+    def decoder_inputs(self, hidden: int, cache: tuple[CacheEntry, ...], frequencies: Float32) -> str:
+        """Declares the decoder's inputs and what its layers share; returns inputs_embeds.
+
+        `frequencies` (E / 2,) are the angles by which RoPE turns from one position to the next.
+        """
 
     def cached_attention(
         self, qkv: tuple[str, str, str], layer: int, heads: int, kv_heads: int, head_dim: int, scale: float | None

@@ -20,6 +20,7 @@ from export.archspec import Activation
 from export.graphs.builder import INLINE_BELOW_BYTES, GraphBuilder, StoredBytes
 from export.graphs.ops import norms
 from export.graphs.ops.storage import Table
+from export.graphs.positions import rope_tables
 from export.npu.weights import PackageWeights, QuantisedWeight
 
 MICROSOFT = "com.microsoft"
@@ -149,8 +150,8 @@ class NpuOps:
 
     # ---- the decoder
 
-    def decoder_inputs(self, hidden: int, cache: tuple[CacheEntry, ...], cosines: Float32, sines: Float32) -> str:
-        """Declares fixed inputs; RoPE's tables are cut to the positions that the cache can hold.
+    def decoder_inputs(self, hidden: int, cache: tuple[CacheEntry, ...], frequencies: Float32) -> str:
+        """Declares fixed inputs; RoPE's tables have the positions that the cache can hold.
 
         `attention_mask` (1, 1, T, P + T) is true where a query sees a key: first the cache, then this call's tokens.
         `last_row` (1,), of a graph for more than one token, is the row that logits are wanted of.
@@ -165,8 +166,8 @@ class NpuOps:
             builder.input(entry.past_name, "float32", cache_shape(entry, shape.past))
         rows = []
         with builder.scope("model", "rope"):
-            for name, table in (("cos", cosines), ("sin", sines)):
-                weight = self._weight(f"rope.full.{name}", np.ascontiguousarray(table[None, None, : shape.past]))
+            for name, table in zip(("cos", "sin"), rope_tables(frequencies, shape.past), strict=True):
+                weight = self._weight(f"rope.full.{name}", table[None, None])
                 rows.append(builder.node("Gather", [weight, positions], name=name, axis=2))
         self._shared = _Shared(rows[0], rows[1], mask)
         return embeds

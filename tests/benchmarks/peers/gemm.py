@@ -8,6 +8,7 @@ many runs and the median; for edgevlm the limit of the machine, too. Standalone 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -58,6 +59,7 @@ def node_file(m: int, n: int, k: int, directory: Path) -> Path:
 
 
 def onnxruntime(path: Path, x: np.ndarray[Any, Any], threads: int) -> Callable[[], object]:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -49,6 +49,7 @@ def llama_cpp(model: str, n_threads: int) -> Generate:
 
 
 def onnxruntime_genai(model: str, n_threads: int) -> Generate:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import numpy as np
     import onnxruntime_genai as og
 

@@ -62,9 +62,9 @@ final class ChatProgram {
         return program != null;
     }
 
-    /** Returns the text of a conversation; messages are maps with `role` and `content`. */
-    String render(List<?> messages) throws EdgeVlmException {
-        Run run = new Run(messages);
+    /** Returns the text of a conversation; messages are maps with `role` and `content`, perhaps in stand-ins of `origins`. */
+    String render(List<?> messages, Origins origins) throws EdgeVlmException {
+        Run run = new Run(messages, origins);
         try {
             run.block(program);
         } catch (Leave leave) {
@@ -94,9 +94,11 @@ final class ChatProgram {
     private static final class Run {
         StringBuilder out = new StringBuilder();
         private final List<Map<String, Object>> scopes = new ArrayList<>();
+        private final Origins origins;
         private int steps;
 
-        Run(List<?> messages) {
+        Run(List<?> messages, Origins origins) {
+            this.origins = origins;
             Map<String, Object> scope = new LinkedHashMap<>();
             scope.put("messages", messages);
             scopes.add(scope);
@@ -266,13 +268,15 @@ final class ChatProgram {
                     }
                     return map;
                 case "test":
-                    return ChatValues.test((String) e.get(1), value(e.get(2)), values(e, 3));
+                    return ChatValues.test((String) e.get(1), origins.meant(value(e.get(2))), origins.meantAll(values(e, 3)));
                 case "filter":
-                    return ChatValues.filter((String) e.get(1), value(e.get(2)), values(e, 3));
+                    return origins.filter((String) e.get(1), value(e.get(2)), values(e, 3));
                 case "method":
-                    return ChatValues.method((String) e.get(1), value(e.get(2)), values(e, 3));
+                    return origins.method((String) e.get(1), value(e.get(2)), values(e, 3));
                 case "call":
                     return call(e);
+                case "item":
+                    return ChatValues.item(value(e.get(1)), origins.meant(value(e.get(2))));
                 default:
                     return ChatValues.operation(kind, values(e, 1));
             }
@@ -282,7 +286,7 @@ final class ChatProgram {
             Object left = value(e.get(1));
             for (int i = 2; i < e.size(); i += 2) {
                 Object right = value(e.get(i + 1));
-                if (!ChatValues.compare(left, (String) e.get(i), right)) {
+                if (!ChatValues.compare(origins.meant(left), (String) e.get(i), origins.meant(right))) {
                     return false;
                 }
                 left = right;

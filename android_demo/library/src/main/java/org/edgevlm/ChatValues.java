@@ -152,8 +152,6 @@ final class ChatValues {
                     joined.append(text(value));
                 }
                 return joined.toString();
-            case "item":
-                return item(first, values.get(1));
             case "slice":
                 return slice(first, (Long) values.get(1), (Long) values.get(2), (Long) values.get(3));
             default:
@@ -194,7 +192,7 @@ final class ChatValues {
         return a % b != 0 && (a < 0) != (b < 0) ? quotient - 1 : quotient;
     }
 
-    private static Object item(Object value, Object key) throws EdgeVlmException {
+    static Object item(Object value, Object key) throws EdgeVlmException {
         if (value == UNDEFINED) {
             throw ChatProgram.broken("it takes a part of something undefined");
         }
@@ -320,7 +318,7 @@ final class ChatValues {
     }
 
     /** Python's json.dumps of a scalar with ensure_ascii off. */
-    private static String pythonJson(Object value) {
+    static String pythonJson(Object value) {
         if (!(value instanceof String)) {
             return value == null ? "null" : value.toString();
         }
@@ -372,12 +370,29 @@ final class ChatValues {
                 return new String(Character.toChars(Character.toTitleCase(text.codePointAt(0))))
                     + text.substring(head).toLowerCase(Locale.ROOT);
             case "replace":
-                return text.replace((String) arguments.get(0), (String) arguments.get(1));
+                return replace(text, (String) arguments.get(0), (String) arguments.get(1),
+                    arguments.size() > 2 ? (Long) arguments.get(2) : -1);
             case "split":
                 return split(text, first, arguments.size() > 1 ? (Long) arguments.get(1) : -1);
             default:
                 throw ChatProgram.broken("the method '" + name + "' is not known to this version");
         }
+    }
+
+    private static String replace(String text, String old, String other, long limit) throws EdgeVlmException {
+        if (limit < 0) {
+            return text.replace(old, other);
+        }
+        if (old.isEmpty()) {
+            throw ChatProgram.broken("it replaces nothing, a number of times");
+        }
+        StringBuilder result = new StringBuilder();
+        int at = 0;
+        for (int found; limit > 0 && (found = text.indexOf(old, at)) >= 0; limit--) {
+            result.append(text, at, found).append(other);
+            at = found + old.length();
+        }
+        return result.append(text, at, text.length()).toString();
     }
 
     private static Object mapMethod(String name, Map<?, ?> map, List<Object> arguments) throws EdgeVlmException {

@@ -4,6 +4,7 @@ package org.edgevlm;
 public final class GenerationOptions {
     static final int DEFAULT_MAX_NEW_TOKENS = 256;
     private static final double MIN_TEMPERATURE = 1e-3;
+    private static final double SMALLEST_TOP_P = 1e-9;
 
     public final int maxNewTokens;
     /** 0 is greedy. */
@@ -43,12 +44,19 @@ public final class GenerationOptions {
         }
     }
 
-    /** What the package's generation config says. */
+    /**
+     * What the package's generation config says. Packages of earlier versions hold it as the checkpoint wrote it: a
+     * temperature near 0 is greedy, a top_k below 0 is off, a top_p above 1 too, and one of 0 keeps the likeliest
+     * (edgevlm/generation_defaults.py).
+     */
     static GenerationOptions of(Fields generation) throws EdgeVlmException {
         boolean samples = generation.flag("do_sample", false);
-        return new GenerationOptions(DEFAULT_MAX_NEW_TOKENS, samples ? generation.real("temperature", 1) : 0,
-            generation.integer("top_k", 0), generation.real("top_p", 1), generation.real("min_p", 0),
-            generation.real("repetition_penalty", 1), System.nanoTime() >>> 1);
+        double temperature = samples ? generation.real("temperature", 1) : 0;
+        double topP = generation.real("top_p", 1);
+        return new GenerationOptions(DEFAULT_MAX_NEW_TOKENS,
+            temperature >= 0 && temperature < MIN_TEMPERATURE ? 0 : temperature,
+            Math.max(generation.integer("top_k", 0), 0), topP == 0 ? SMALLEST_TOP_P : Math.min(topP, 1),
+            generation.real("min_p", 0), generation.real("repetition_penalty", 1), System.nanoTime() >>> 1);
     }
 
     public GenerationOptions withMaxNewTokens(int value) throws EdgeVlmException {

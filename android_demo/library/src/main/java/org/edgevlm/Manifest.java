@@ -9,6 +9,7 @@ import java.util.Map;
 final class Manifest {
     static final String NAME = "edgevlm.json";
     static final int SCHEMA_VERSION = 1;
+    private static final int PLAN_VERSION_TABLES = 2;
     static final long MAX_BYTES = 32 << 20;
 
     /** One file of the package. */
@@ -77,6 +78,7 @@ final class Manifest {
     final List<Entry> files = new ArrayList<>();
     private final Map<String, Entry> byPath = new HashMap<>();
     private final Map<String, String> planByArch = new HashMap<>();
+    private final Map<String, Integer> versionByPlan = new HashMap<>();
     /** Paths in the package; null where there is none. */
     final String tokenizerPath;
     final String chatPath;
@@ -132,6 +134,7 @@ final class Manifest {
         if (root.has("compiled")) {
             for (Fields fields : root.objects("compiled")) {
                 planByArch.put(fields.text("arch"), listed(fields.text("plan")));
+                versionByPlan.put(fields.text("plan"), fields.integer("plan_version"));
             }
         }
         Fields device = root.has("device") ? root.object("device") : null;
@@ -175,6 +178,18 @@ final class Manifest {
     String planDirectory(String arch) {
         String plan = planByArch.get(arch);
         return plan == null || plan.lastIndexOf('/') < 0 ? null : plan.substring(0, plan.lastIndexOf('/'));
+    }
+
+    /**
+     * Returns the bytes of weights.bin in `directory` that a context never reads: plans up to version 2 have cosines and
+     * sines of all positions there, and only rows of the context are touched.
+     */
+    long untouchedBytes(String directory, int contextTokens) {
+        Integer version = versionByPlan.get(directory + "/plan.bin");
+        if (version == null || version > PLAN_VERSION_TABLES) {
+            return 0;
+        }
+        return Math.max(0L, maxPositions - contextTokens) * headDim * 4;
     }
 
     /** Refuses a package that a device cannot talk with, with the reasons that the export wrote down. */

@@ -17,7 +17,8 @@ public final class MemoryBudget {
 
     MemoryBudget(Manifest manifest, String directory, int contextTokens) throws EdgeVlmException {
         this.contextTokens = contextTokens;
-        weightsBytes = size(manifest, directory + "/weights.bin");
+        long weights = size(manifest, directory + "/weights.bin");
+        weightsBytes = Math.max(0, weights - manifest.untouchedBytes(directory, contextTokens));
         visionBytes = size(manifest, directory + "/vision.bin");
         keyValueBytes = contextTokens * bytesPerToken(manifest);
         long width = (long) manifest.hiddenSize * LIVE_WIDTHS + manifest.vocabSize / CHUNK_TOKENS * 3L;

@@ -2,24 +2,22 @@ package org.edgevlm;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.EnumMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import java.util.TreeSet;
 
 /**
  * A conversation and its pictures become token ids; what a user types never becomes markup.
  *
- * <p>The template runs on the real text, and once more on a text whose characters (but white space) are stand-ins from
- * the private-use planes, one for one; the second rendering tells what the user wrote. The whole prompt is encoded at once.
- * Only when that recognised a control token in characters of a user, it is encoded in runs between the template's own
- * control tokens. The same as edgevlm/prompt.py, which tests compare it with.
+ * <p>The template runs on the text of the messages, and once more on stand-ins for its characters ({@link Origins}), which
+ * tell who wrote each character. The whole prompt is encoded at once. Only when that recognised a control token in characters
+ * that may not write it, it is encoded in runs between the tokens that stand. The template may write everything, the assistant
+ * control tokens that are not special, users none. The same as edgevlm/prompt.py, which tests compare it with.
  */
 final class PromptBuilder {
-    private static final int[][] PRIVATE_USE = {{0xF0000, 0xFFFFE}, {0x100000, 0x10FFFE}};
-
     private final ChatProgram template;
     private final Tokenizer tokenizer;
     private final Manifest.Prompt spec;
@@ -30,7 +28,7 @@ final class PromptBuilder {
         this.spec = spec;
     }
 
-    /** A prompt's text as code points, and the same with the user's characters replaced by stand-ins. */
+    /** A prompt's text as code points, and the same in stand-ins. */
     private static final class Rendered {
         final int[] text;
         final int[] marked;
@@ -74,78 +72,86 @@ final class PromptBuilder {
     }
 
     private int[] encode(List<Message> messages, List<TilePlan> plans) throws EdgeVlmException {
-        Map<Integer, Integer> standIns = new LinkedHashMap<>();
-        Set<Integer> typed = new TreeSet<>();
+        Map<Origins.Writer, Set<Integer>> typed = new EnumMap<>(Origins.Writer.class);
+        Set<Integer> taken = new HashSet<>(template.privatePoints());
+        boolean mayForge = false;
+        for (Origins.Writer writer : Origins.Writer.values()) {
+            typed.put(writer, new HashSet<Integer>());
+        }
         for (Message message : messages) {
             for (int point : Utf8.points(message.text)) {
-                typed.add(point);
+                typed.get(writer(message)).add(point);
+                taken.add(point);
+                mayForge |= tokenizer.isMarkup(point);
             }
         }
-        Set<Integer> taken = new HashSet<>(typed);
-        taken.addAll(template.privatePoints());
-        int[] free = unused(taken, typed.size() + 1);
-        int marker = free[0];
-        int n = 1;
-        boolean mayForge = false;
-        for (int point : typed) {
-            mayForge |= tokenizer.isMarkup(point);
-            if (!Spaces.isPythonSpace(point)) {
-                standIns.put(point, free[n++]);
-            }
+        Origins origins = new Origins(taken);
+        int marker = origins.marker();
+        List<int[]> shown = new ArrayList<>();
+        for (Message message : messages) {
+            shown.add(shown(message, origins));
+        }
+        for (Origins.Writer writer : Origins.Writer.values()) {
+            origins.learn(typed.get(writer), writer);
+        }
+        List<int[]> inStandIns = new ArrayList<>();
+        for (int i = 0; i < shown.size(); i++) {
+            inStandIns.add(origins.written(shown.get(i), writer(messages.get(i))));
         }
         boolean asList = spec != null && spec.asList;
-        String real = template.render(values(messages, asList, marker, null));
-        int[] marked = Utf8.points(template.render(values(messages, asList, marker, standIns)));
-        Map<Integer, Integer> back = new LinkedHashMap<>();
-        for (Map.Entry<Integer, Integer> entry : standIns.entrySet()) {
-            back.put(entry.getValue(), entry.getKey());
+        int[] plain = Utf8.points(template.render(values(messages, asList, marker, shown), origins));
+        int[] marked = Utf8.points(template.render(values(messages, asList, marker, inStandIns), origins));
+        if (!Arrays.equals(origins.meant(marked), origins.meant(plain))) {
+            // Where nothing that was written has a character of markup, nothing can be forged.
+            if (mayForge) {
+                throw new EdgeVlmException(EdgeVlmException.Kind.PACKAGE, "the chat template changes the text of messages in "
+                    + "a way that does not tell what was typed from what is markup; use another chat template");
+            }
+            marked = plain;
         }
-        int[] text = mapped(marked, back);
-        int[] realPoints = Utf8.points(real);
-        if (!Arrays.equals(text, realPoints) && !mayForge) {
-            // The template looked into the text (upper case, say); without a character of markup nothing can be forged.
-            text = realPoints;
-            marked = realPoints;
-        }
-        Rendered rendered = new Rendered(text, marked);
+        Rendered rendered = new Rendered(origins.real(marked), marked);
         if (asList) {
             rendered = replaced(rendered, Utf8.points(spec.imageToken), marker);
         }
-        return encode(expanded(rendered, marker, plans), new HashSet<>(standIns.values()));
+        return encode(expanded(rendered, marker, plans), origins);
     }
 
-    private static int[] unused(Set<Integer> taken, int count) throws EdgeVlmException {
-        int[] result = new int[count];
-        int n = 0;
-        for (int[] plane : PRIVATE_USE) {
-            for (int point = plane[0]; point < plane[1] && n < count; point++) {
-                if (!taken.contains(point)) {
-                    result[n++] = point;
+    private static Origins.Writer writer(Message message) {
+        return message.role.equals("assistant") ? Origins.Writer.ASSISTANT : Origins.Writer.USER;
+    }
+
+    /** Returns a message's text as the template may read it: a user's with the control tokens in it broken. */
+    private int[] shown(Message message, Origins origins) throws EdgeVlmException {
+        int[] points = Utf8.points(message.text);
+        if (writer(message) == Origins.Writer.ASSISTANT) {
+            return points;
+        }
+        while (true) {
+            Tokens tokens = tokenizer.encodeTokens(points);
+            int[] after = points.clone();
+            for (int t = 0; t < tokens.size(); t++) {
+                if (!tokenizer.isForbidden(tokens.ids.get(t))) {
+                    continue;
+                }
+                for (int i = tokens.starts.get(t); i < tokens.ends.get(t); i++) {
+                    if (origins.writer(after[i]) == null && !Spaces.isPythonSpace(after[i])) {
+                        after[i] = origins.hide(after[i]);
+                        break;
+                    }
                 }
             }
+            if (Arrays.equals(after, points)) {
+                return points;
+            }
+            points = after;
         }
-        if (n < count) {
-            throw new EdgeVlmException(EdgeVlmException.Kind.USAGE,
-                "the text has more different characters than a prompt can hold (131,000)");
-        }
-        return result;
     }
 
-    private static int[] mapped(int[] points, Map<Integer, Integer> change) {
-        int[] result = points.clone();
-        for (int i = 0; i < result.length; i++) {
-            Integer other = change.get(result[i]);
-            result[i] = other == null ? result[i] : other;
-        }
-        return result;
-    }
-
-    private static List<Object> values(List<Message> messages, boolean asList, int marker, Map<Integer, Integer> change) {
+    private static List<Object> values(List<Message> messages, boolean asList, int marker, List<int[]> texts) {
         List<Object> result = new ArrayList<>();
-        for (Message message : messages) {
-            int[] points = Utf8.points(message.text);
-            int[] changed = change == null ? points : mapped(points, change);
-            String text = new String(changed, 0, changed.length);
+        for (int m = 0; m < messages.size(); m++) {
+            Message message = messages.get(m);
+            String text = new String(texts.get(m), 0, texts.get(m).length);
             Map<String, Object> value = new LinkedHashMap<>();
             value.put("role", message.role);
             if (asList) {
@@ -256,25 +262,24 @@ final class PromptBuilder {
         return out.append(spec.imageSuffix).toString();
     }
 
-    private int[] encode(Rendered rendered, Set<Integer> standIns) throws EdgeVlmException {
+    private int[] encode(Rendered rendered, Origins origins) throws EdgeVlmException {
         Tokens tokens = tokenizer.encodeTokens(rendered.text);
         boolean forged = false;
         for (int i = 0; i < tokens.size(); i++) {
-            forged |= tokenizer.isControl(tokens.ids.get(i))
-                && hasAny(rendered.marked, tokens.starts.get(i), tokens.ends.get(i), standIns);
+            forged |= isForged(tokens, i, rendered, origins);
         }
         if (!forged) {
             return tokens.ids.toArray();
         }
         IntList ids = new IntList();
         int end = 0;
-        Tokens marked = tokenizer.encodeTokens(rendered.marked);
-        for (int i = 0; i < marked.size(); i++) {
-            int start = marked.starts.get(i);
-            if (tokenizer.isControl(marked.ids.get(i)) && !hasAny(rendered.marked, start, marked.ends.get(i), standIns)) {
-                ids.addAll(tokenizer.encodeAsText(Arrays.copyOfRange(rendered.text, end, start), end == 0));
-                ids.add(marked.ids.get(i));
-                end = marked.ends.get(i);
+        Tokens standing = guardedTokens(rendered, origins);
+        for (int i = 0; i < standing.size(); i++) {
+            if (tokenizer.isControl(standing.ids.get(i)) && !isForged(standing, i, rendered, origins)) {
+                int[] run = Arrays.copyOfRange(rendered.text, end, standing.starts.get(i));
+                ids.addAll(tokenizer.encodeAsText(run, end == 0));
+                ids.add(standing.ids.get(i));
+                end = standing.ends.get(i);
             }
         }
         int[] rest = Arrays.copyOfRange(rendered.text, end, rendered.text.length);
@@ -282,13 +287,40 @@ final class PromptBuilder {
         return ids.toArray();
     }
 
-    private static boolean hasAny(int[] points, int start, int end, Set<Integer> set) {
-        for (int i = start; i < end; i++) {
-            if (set.contains(points[i])) {
-                return true;
+    /** Whether somebody wrote a part of this control token who may not. */
+    private boolean isForged(Tokens tokens, int at, Rendered rendered, Origins origins) {
+        int id = tokens.ids.get(at);
+        if (!tokenizer.isControl(id)) {
+            return false;
+        }
+        int start = tokens.starts.get(at);
+        int end = tokens.ends.get(at);
+        return origins.wrote(Origins.Writer.USER, rendered.marked, start, end)
+            || (tokenizer.isSpecial(id) && origins.wrote(Origins.Writer.ASSISTANT, rendered.marked, start, end));
+    }
+
+    /** Returns the tokens of a prompt in which no forged control token is found, and so hides none that stands. */
+    private Tokens guardedTokens(Rendered rendered, Origins origins) throws EdgeVlmException {
+        int[] guarded = rendered.text.clone();
+        for (int i = 0; i < guarded.length; i++) {
+            if (origins.writer(rendered.marked[i]) == Origins.Writer.USER) {
+                guarded[i] = rendered.marked[i];
             }
         }
-        return false;
+        while (true) {
+            Tokens tokens = tokenizer.encodeTokens(guarded);
+            int[] after = guarded.clone();
+            for (int i = 0; i < tokens.size(); i++) {
+                if (isForged(tokens, i, rendered, origins)) {
+                    int start = tokens.starts.get(i);
+                    System.arraycopy(rendered.marked, start, after, start, tokens.ends.get(i) - start);
+                }
+            }
+            if (Arrays.equals(after, guarded)) {
+                return tokens;
+            }
+            guarded = after;
+        }
     }
 
     private void checkPictures(int[] ids, List<TilePlan> plans) throws EdgeVlmException {

@@ -87,6 +87,11 @@ final class Tokenizer {
         return special.contains(id);
     }
 
+    /** Whether plain text may not give this control token; it may give the one for unknown characters. */
+    boolean isForbidden(int id) {
+        return forbidden.contains(id);
+    }
+
     /** Whether no control token can be written without this character. */
     boolean isMarkup(int point) {
         return markup.contains(point);

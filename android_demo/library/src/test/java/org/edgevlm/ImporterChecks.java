@@ -75,6 +75,22 @@ final class ImporterChecks {
         Checks.that(!new File(imported, "onnx").exists(), "the graphs were copied, which a device does not read");
     }
 
+    void checkOnlyTheRowsOfAContextAreCountedOfOldPlansTables() throws Exception {
+        String json = new String(Files.readAllBytes(new File(original, "edgevlm.json").toPath()), "UTF-8");
+        Manifest made = new Manifest(json.getBytes("UTF-8"));
+        String current = json.replaceAll("\"max_position_embeddings\": \\d+", "\"max_position_embeddings\": 1010000")
+            .replaceAll("(\"path\": \"lib/x86_64/weights.bin\",\\s+\"size_bytes\": )\\d+", "$1" + 600_000_000);
+        String old = current.replaceAll("\"plan_version\": \\d+", "\"plan_version\": 2");
+        Checks.that(!old.equals(current) && !current.equals(json), "the manifest is written otherwise");
+        long[] found = new long[2];
+        for (int i = 0; i < 2; i++) {
+            Manifest manifest = new Manifest((i == 0 ? current : old).getBytes("UTF-8"));
+            found[i] = new MemoryBudget(manifest, "lib/x86_64", 4096).weightsBytes;
+        }
+        Checks.equal(found[0], 600_000_000L);
+        Checks.equal(found[1], 600_000_000L - (1_010_000L - 4096) * made.headDim * 4);
+    }
+
     void checkAnotherFolderIsRefused() throws Exception {
         refuses(fresh("empty"), EdgeVlmException.Kind.PACKAGE, "edgevlm.json", "not a package");
     }

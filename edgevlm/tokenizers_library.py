@@ -1,0 +1,39 @@
+"""The `tokenizers` library's own failures as our errors: bare exceptions, and panics of its Rust code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from edgevlm.errors import PackageError
+from edgevlm.manifest_values import MAX_VOCAB
+
+
+@contextmanager
+def tokenizers_errors(where: str, doing: str, hint: str = "; export the model again") -> Iterator[None]:
+    """Raises PackageError, 'WHERE DOING (reason)' and the hint, for whatever the library raises in the block.
+
+    A file that contradicts itself is found when it is read, or only at the first text: the library raises a bare
+    Exception, or panics, which Python sees as a BaseException of pyo3. Python's own errors pass.
+    """
+    try:
+        yield
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"
+        if not is_panic and type(error) is not Exception:
+            raise
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise PackageError(f"{where} {doing} ({reason[:300]}){hint}") from None
+
+
+def written(backend: Any, where: str = "tokenizer.json") -> str:
+    """Returns the JSON of a `tokenizers` object. Raises PackageError for a token id that no vocabulary has.
+
+    The library makes a list with a place for each id up to the largest, and ends the process when there is no memory.
+    """
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= MAX_VOCAB:
+        raise PackageError(f"{where} has the token id {largest}; vocabularies have at most {MAX_VOCAB} tokens")
+    with tokenizers_errors(where, "cannot be used"):
+        return str(backend.to_str())
