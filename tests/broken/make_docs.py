@@ -59,6 +59,7 @@ COMMANDS: dict[str, Callable[[Any], list[str]]] = {
     "packages": lambda argument: ["inspect", str(argument)],
     "checkpoints": lambda argument: ["export", str(argument), "-o", "out"],
     "images": lambda argument: ["tiles", str(argument)],
+    "texts": lambda argument: ["export", *map(str, argument), "-o", "out"],
     "commands": _words,
 }
 """Module → the command line that meets the case's argument."""
