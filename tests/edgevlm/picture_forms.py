@@ -127,7 +127,7 @@ def png_grey(bits: int, transparent: bool) -> Form:
         expected = grey(samples, largest)
         if not transparent:
             return png(samples, bits, 0), expected
-        clear = int(samples[0, 0])
+        clear = int(random.choice(samples.ravel()))
         expected[samples == clear] = 255
         return png(samples, bits, 0, clear.to_bytes(2, "big")), expected
 
