@@ -24,6 +24,7 @@ struct ev_pool {
     _Atomic int32_t n_parts, unfinished;
     _Atomic uint32_t wake; /* futex word: raised for each run */
     _Atomic int32_t sleepers, stop;
+    pthread_mutex_t turn; /* held while a task runs: callers from several threads wait for each other */
     pthread_t threads[];
 };
 
@@ -78,6 +79,7 @@ ev_pool *ev_pool_new_on(int32_t n_threads, uint64_t cpus) {
     if (n_threads < 1) return NULL;
     ev_pool *pool = calloc(1, sizeof(ev_pool) + (size_t)n_threads * sizeof(pthread_t));
     if (!pool) return NULL;
+    pthread_mutex_init(&pool->turn, NULL);
     pool->cpus = cpus;
     pool->n_threads = 1;
     for (int32_t i = 1; i < n_threads; ++i) {
@@ -103,6 +105,7 @@ void ev_pool_run_parts(ev_pool *pool, int32_t n_parts, ev_task task, void *argum
         for (int32_t i = 0; i < n_parts; ++i) task(argument, i, n_parts);
         return;
     }
+    pthread_mutex_lock(&pool->turn);
     pool->task = task;
     pool->argument = argument;
     atomic_store_explicit(&pool->n_parts, n_parts, memory_order_relaxed);
@@ -114,6 +117,7 @@ void ev_pool_run_parts(ev_pool *pool, int32_t n_parts, ev_task task, void *argum
     for (int i = 0; atomic_load_explicit(&pool->unfinished, memory_order_acquire); ++i)
         if (i < SPINS) relax();
         else sched_yield();
+    pthread_mutex_unlock(&pool->turn);
 }
 
 void ev_pool_run(ev_pool *pool, ev_task task, void *argument) { ev_pool_run_parts(pool, pool->n_threads, task, argument); }
@@ -123,5 +127,6 @@ void ev_pool_free(ev_pool *pool) {
     atomic_store(&pool->stop, 1);
     wake_sleepers(pool);
     for (int32_t i = 1; i < pool->n_threads; ++i) pthread_join(pool->threads[i], NULL);
+    pthread_mutex_destroy(&pool->turn);
     free(pool);
 }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgevlm.backends.onnx import OnnxSession
-from edgevlm.backends.session import Cancelled
+from edgevlm.cancel import Cancelled
 from edgevlm.errors import BackendError, UsageError
 from edgevlm.generate import (
     GenerationOptions,

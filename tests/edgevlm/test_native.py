@@ -14,7 +14,8 @@ import pytest
 from edgevlm.backends.native import NativeSession
 from edgevlm.backends.native_library import NativeLibrary, host_arch, library_path
 from edgevlm.backends.onnx import OnnxSession
-from edgevlm.backends.session import Cancelled
+from edgevlm.backends.ort import cancellable
+from edgevlm.cancel import Cancelled
 from edgevlm.cli.main import main
 from edgevlm.errors import BackendError, ContextFullError, PackageError, UnsupportedModelError, UsageError
 from edgevlm.model import load
@@ -166,7 +167,7 @@ def test_pictures_and_text_mix_in_one_prompt(package: Package) -> None:
     ids = tokens(package)[:160]
     plain = NativeSession(package, context=256).prefill([ids], np.arange(160))
     reference = OnnxSession(package, context=256)
-    with reference._calls.running() as running:
+    with cancellable(None) as running:
         reference._ids[0, :90] = ids[30:120]
         reference._embed_rows(90, 0, running)
     features = reference._embeds[0, :90].copy()

@@ -17,7 +17,7 @@ from edgevlm.backends.native_library import library_path
 from edgevlm.backends.native_tower import NativeTower
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.backends.onnx_tower import OnnxTower
-from edgevlm.backends.session import Cancelled
+from edgevlm.cancel import Cancelled
 from edgevlm.cli.main import main
 from edgevlm.errors import UnsupportedModelError, UsageError
 from edgevlm.package import Package, open_package

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from edgevlm.backends.onnx import OnnxSession
-from edgevlm.backends.session import Cancelled
+from edgevlm.cancel import Cancelled
 from edgevlm.errors import ContextFullError, PackageError, UsageError
 from edgevlm.package import Package, open_package
 from tests.edgevlm.recompute import Recompute
