@@ -39,7 +39,7 @@ typedef struct ev_tower ev_tower;
 typedef _Atomic int32_t ev_cancel_flag;
 
 typedef struct {
-    int32_t n_threads;        /* 0: as many as this process may use, at most 8; refused above what the machine can use */
+    int32_t n_threads;        /* 0: as many as this process may use, at most 8. More than the machine has CPUs are refused */
     const char *variant;      /* NULL: the best that this CPU has; else a name such as "avx2" */
     int32_t fast_cores;       /* 1: worker threads stay on the fast cores, and n_threads 0 means as many, at most 4 */
 } ev_model_options;

@@ -24,7 +24,7 @@ struct ev_pool {
     _Atomic int32_t n_parts, unfinished;
     _Atomic uint32_t wake; /* futex word: raised for each run */
     _Atomic int32_t sleepers, stop;
-    pthread_mutex_t turn; /* held while a task runs: callers from several threads wait for each other */
+    _Atomic uint32_t turn; /* futex word: 0 free, 1 a caller's task runs, 2 and other callers may wait for their turn */
     pthread_t threads[];
 };
 
@@ -79,7 +79,6 @@ ev_pool *ev_pool_new_on(int32_t n_threads, uint64_t cpus) {
     if (n_threads < 1) return NULL;
     ev_pool *pool = calloc(1, sizeof(ev_pool) + (size_t)n_threads * sizeof(pthread_t));
     if (!pool) return NULL;
-    pthread_mutex_init(&pool->turn, NULL);
     pool->cpus = cpus;
     pool->n_threads = 1;
     for (int32_t i = 1; i < n_threads; ++i) {
@@ -100,12 +99,23 @@ static void wake_sleepers(ev_pool *pool) {
     if (atomic_load(&pool->sleepers)) wake_all(&pool->wake);
 }
 
+/* Callers from several threads, each with a context of its own, run one task after the other. */
+static void take_turn(ev_pool *pool) {
+    uint32_t free = 0;
+    if (atomic_compare_exchange_strong(&pool->turn, &free, 1)) return;
+    while (atomic_exchange(&pool->turn, 2)) sleep_on(&pool->turn, 2);
+}
+
+static void end_turn(ev_pool *pool) {
+    if (atomic_exchange(&pool->turn, 0) == 2) wake_all(&pool->turn);
+}
+
 void ev_pool_run_parts(ev_pool *pool, int32_t n_parts, ev_task task, void *argument) {
     if (pool->n_threads == 1 || n_parts == 1) {
         for (int32_t i = 0; i < n_parts; ++i) task(argument, i, n_parts);
         return;
     }
-    pthread_mutex_lock(&pool->turn);
+    take_turn(pool);
     pool->task = task;
     pool->argument = argument;
     atomic_store_explicit(&pool->n_parts, n_parts, memory_order_relaxed);
@@ -117,7 +127,7 @@ void ev_pool_run_parts(ev_pool *pool, int32_t n_parts, ev_task task, void *argum
     for (int i = 0; atomic_load_explicit(&pool->unfinished, memory_order_acquire); ++i)
         if (i < SPINS) relax();
         else sched_yield();
-    pthread_mutex_unlock(&pool->turn);
+    end_turn(pool);
 }
 
 void ev_pool_run(ev_pool *pool, ev_task task, void *argument) { ev_pool_run_parts(pool, pool->n_threads, task, argument); }
@@ -127,6 +137,5 @@ void ev_pool_free(ev_pool *pool) {
     atomic_store(&pool->stop, 1);
     wake_sleepers(pool);
     for (int32_t i = 1; i < pool->n_threads; ++i) pthread_join(pool->threads[i], NULL);
-    pthread_mutex_destroy(&pool->turn);
     free(pool);
 }
