@@ -15,7 +15,7 @@ from edgevlm.backends.native import NativeSession
 from edgevlm.backends.native_library import NativeLibrary, host_arch, library_path
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.backends.ort import cancellable
-from edgevlm.cancel import Cancelled
+from edgevlm.cancel import Cancelled, CancelToken
 from edgevlm.cli.main import main
 from edgevlm.errors import BackendError, ContextFullError, PackageError, UnsupportedModelError, UsageError
 from edgevlm.model import load
@@ -72,7 +72,8 @@ def test_logits_equal_onnxruntime(package: Package) -> None:
     assert np.linalg.norm(other - expected[0]) / np.linalg.norm(expected[0]) > 2e-2
 
 
-def test_threads_do_not_change_a_bit(package: Package) -> None:
+def test_threads_do_not_change_a_bit(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevlm.machine_cpus.machine_cpus", lambda: 3)
     ids = tokens(package)
     results = []
     for n_threads in (1, 2, 3):
@@ -185,10 +186,6 @@ def test_refusals(package: Package) -> None:
         NativeSession(package, context=64, variant="sse")
     with pytest.raises(UsageError, match="not one of 8/8, 8/4"):
         NativeSession(package, context=64, kv_bits=[(3, 3)] * 2)
-    session.cancel()
-    with pytest.raises(Cancelled):
-        session.prefill([np.zeros(8, np.int64)], np.arange(8))
-    session.prefill([np.zeros(8, np.int64)], np.arange(8))
 
 
 def test_auto_prefers_the_native_engine(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ final class OptionsChecks {
         return ((Number) map.get(key)).doubleValue();
     }
 
-    void checkEveryRow() throws EdgeVlmException {
+    void checkEveryRow() throws Exception {
         for (Object item : rows) {
             Map<?, ?> row = (Map<?, ?>) item;
             if (row.get("refused") != null) {
