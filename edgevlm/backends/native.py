@@ -101,7 +101,9 @@ class NativeSession:
 
     @property
     def n_past(self) -> int:
-        """Tokens in the cache."""
+        """Tokens in the cache; none after `close`."""
+        if self._door.is_closed:
+            return 0
         with self._door.entered():
             return self._n_past()
 
