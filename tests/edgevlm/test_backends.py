@@ -28,7 +28,7 @@ TEXT = {
     "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1,
     "max_position_embeddings": 1024,
 }  # fmt: skip
-CONTEXT = 640
+CONTEXT = 900
 LONG = "A beginning that is longer than a chunk of the prompt and than a unit of attention's keys. " * 3
 
 
