@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from edgevlm.cancel import CancelToken
 from edgevlm.errors import UsageError
 from edgevlm.generate import Chunk, GenerationOptions, Response
 
@@ -57,18 +58,19 @@ class Conversation:
         A question that is refused, or cancelled before its first token, leaves the conversation as it was, pictures
         still attached. An answer cancelled later stays, as far as it came.
         """
+        call = self._model.begin()
         chosen = self._model.options(**options)
-        return self._answer(Turn(text, self._attached), self.turns, chosen)
+        return self._answer(Turn(text, self._attached), self.turns, chosen, call)
 
     def regenerate(self, **options: Any) -> Iterator[Chunk]:
         """Answers the last question again."""
-        last = self._last()
-        return self._answer(Turn(last.text, last.pictures), self.turns[:-1], self._model.options(**options))
+        call, last = self._model.begin(), self._last()
+        return self._answer(Turn(last.text, last.pictures), self.turns[:-1], self._model.options(**options), call)
 
     def edit(self, text: str, **options: Any) -> Iterator[Chunk]:
         """Replaces the last question's text, keeping its pictures, and answers it."""
-        last = self._last()
-        return self._answer(Turn(text, last.pictures), self.turns[:-1], self._model.options(**options))
+        call, last = self._model.begin(), self._last()
+        return self._answer(Turn(text, last.pictures), self.turns[:-1], self._model.options(**options), call)
 
     def cancel(self) -> None:
         """Ends the running answer. Safe from any thread."""
@@ -96,7 +98,9 @@ class Conversation:
                 messages.append({"role": "assistant", "content": turn.answer})
         return messages
 
-    def _answer(self, turn: Turn, before: list[Turn], options: GenerationOptions) -> Iterator[Chunk]:
+    def _answer(
+        self, turn: Turn, before: list[Turn], options: GenerationOptions, call: CancelToken
+    ) -> Iterator[Chunk]:
         """Checks the prompt at once; what is returned runs it and keeps the turn."""
         self._model.record("user types", self._waiting_since)
         turns = [*before, turn]
@@ -105,7 +109,7 @@ class Conversation:
         prompt, fitted = self._model.fitted(self._messages(turns), pictures, options, first_movable=n_before)
         planned = replace(turn, pictures=fitted[n_before:])
         is_new = turn.pictures is self._attached
-        return self._keep(planned, [*before, planned], is_new, self._model.answer(prompt, fitted, options))
+        return self._keep(planned, [*before, planned], is_new, self._model.answer(prompt, fitted, options, call))
 
     def _keep(self, turn: Turn, turns: list[Turn], is_new: bool, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         said: list[str] = []

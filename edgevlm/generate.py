@@ -1,12 +1,12 @@
 """The prefill and decode loop: a prompt of ids and picture features in, text chunks and one Response out.
 
 The loop remembers what every token in the session's cache is (an id, or a row of a picture), so that a new prompt
-computes only what follows the common prefix, whoever wrote the one before.
+computes only what follows the common prefix, whoever wrote the one before. It reuses only rows that a run from nothing
+would have computed to the bit: the same call gives the same tokens, whatever was cached.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from edgevlm.backends.draft_tree import shared_length
-from edgevlm.backends.session import Cancelled, Float32, Int64, Segment, Session
+from edgevlm.backends.session import Float32, Int64, Segment, Session
+from edgevlm.cancel import Cancelled, CancelToken
 from edgevlm.errors import BackendError, UsageError
 from edgevlm.generation_defaults import settled
 from edgevlm.machine_memory import peak_memory_bytes
@@ -57,10 +58,12 @@ def generation_options(
 ) -> GenerationOptions:
     """Returns options where None means what the package's generation config says.
 
-    A package that does not sample is greedy unless `temperature`, `top_k`, `top_p` or `min_p` is given.
+    A package that does not sample is greedy unless a `temperature` is given, or one of `top_k`, `top_p` and `min_p`
+    that excludes something: 0, 1 and 0 turn a filter off, and nothing on.
     """
     defaults = settled(defaults)
-    samples = defaults.do_sample or any(value is not None for value in (temperature, top_k, top_p, min_p))
+    filters = bool(top_k) or (top_p is not None and top_p != 1) or bool(min_p)
+    samples = defaults.do_sample or temperature is not None or filters
     default_temperature = defaults.temperature if samples else 0.0
 
     def choose(value: Any, default: Any) -> Any:
@@ -116,6 +119,10 @@ class Prompt:
     def ids(self) -> Int64:
         """Returns the ids (T,), image tokens as the image token's id."""
         return np.array([key if isinstance(key, int) else self.image_token_id for key in self.keys], np.int64)
+
+    def text_ids(self) -> Int64:
+        """Returns the ids without the image tokens: those stand for pictures, and nobody has said them."""
+        return np.array([key for key in self.keys if isinstance(key, int)], np.int64)
 
     def after(self, n_tokens: int) -> list[Int64 | PictureRun]:
         """Returns the parts without the first `n_tokens` tokens."""
@@ -228,9 +235,9 @@ class TokenLoop:
         self._session = session
         self._eos = frozenset(eos_token_ids)
         self._held: list[Hashable] = []
-        self.reuse_step = 1
-        """Cached rows are reused in multiples of this. A backend may add up in another order for a few rows than for a
-        whole chunk; at the chunk's length the rest is computed as in a run from nothing, equal to the bit."""
+        self._n_whole = 0
+        """Tokens from the cache's beginning whose rows `prefill` computed in whole chunks of the session's
+        `reuse_step`. Rows of a chunk's rest or of single steps may differ from those in the last digits."""
         self._reported_load_s = self._reported_encode_s = 0.0
 
     def run(
@@ -239,7 +246,7 @@ class TokenLoop:
         features: Callable[[Hashable], Float32],
         decoder: TokenDecoder,
         options: GenerationOptions,
-        cancelled: threading.Event,
+        cancelled: CancelToken,
     ) -> Iterator[Chunk]:
         """Yields the answer's text as it appears; the last chunk carries the Response.
 
@@ -257,9 +264,12 @@ class TokenLoop:
         )
         n_prompt = len(prompt.keys)
         n_reused = min(shared_length(self._held, prompt.keys), n_prompt - 1)
-        n_reused -= n_reused % self.reuse_step
-        history = np.zeros(session.capacity + 1, np.int64)
-        history[:n_prompt] = prompt.ids()
+        if session.reuse_step > 1:
+            n_reused = _whole(min(n_reused, self._n_whole), session.reuse_step)
+        said = prompt.text_ids()
+        history = np.zeros(len(said) + session.capacity + 1 - n_prompt, np.int64)
+        history[: len(said)] = said
+        n_said = len(said)
         keys = list(prompt.keys)
         generated: list[int] = []
         matcher, sampler = StopMatcher(options.stop), Sampler(options.sampling)
@@ -268,19 +278,19 @@ class TokenLoop:
         first_token_s = 0.0
         try:
             session.truncate(n_reused)
+            cancelled.check()
             segments = [_segment(part, features) for part in prompt.after(n_reused)]
-            if cancelled.is_set():
-                raise Cancelled
-            logits = session.prefill(segments, np.arange(n_reused, n_prompt, dtype=np.int64))
+            logits = session.prefill(segments, np.arange(n_reused, n_prompt, dtype=np.int64), cancelled)
             while True:
                 _check_finite(logits, len(keys))
-                token = sampler(logits, history[: len(keys)])
+                token = sampler(logits, history[:n_said])
                 first_token_s = first_token_s or time.perf_counter() - start
                 if token in self._eos:
                     finish = "stop"
                     break
                 generated.append(token)
-                history[len(keys)] = token
+                history[n_said] = token
+                n_said += 1
                 keys.append(token)
                 text = matcher.push(decoder.push(token))
                 if text:
@@ -292,13 +302,13 @@ class TokenLoop:
                 if len(generated) == options.max_new_tokens or session.n_past == session.capacity:
                     finish = "length"
                     break
-                if cancelled.is_set():
-                    raise Cancelled
-                logits = session.step(token, len(keys) - 1)
+                cancelled.check()
+                logits = session.step(token, len(keys) - 1, cancelled)
         except Cancelled:
             finish = "cancelled"
         finally:
             self._held = keys[: session.n_past]
+            self._n_whole = _whole(min(n_prompt, session.n_past), session.reuse_step)
         if not matcher.stopped:
             rest = matcher.push(decoder.finish())
             rest += "" if matcher.stopped else matcher.finish()
@@ -336,7 +346,11 @@ class TokenLoop:
 
     def forget(self) -> None:
         """Marks the cache as empty, after the session's was released."""
-        self._held = []
+        self._held, self._n_whole = [], 0
+
+
+def _whole(n_tokens: int, step: int) -> int:
+    return n_tokens - n_tokens % step
 
 
 def _segment(part: Int64 | PictureRun, features: Callable[[Hashable], Float32]) -> Segment:

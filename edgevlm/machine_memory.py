@@ -7,9 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+from edgevlm.cgroups import CGROUP, PROC, group_directories
 
-def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Returns the bytes that can be used before the system or the cgroup runs out; None when that is unknown."""
+
+def available_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
+    """Returns the bytes that can be used before the system or a cgroup runs out; None when that is unknown."""
     limits: list[int] = []
     try:
         for line in (proc / "meminfo").read_text().splitlines():
@@ -17,40 +19,25 @@ def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgr
                 limits.append(int(line.split()[1]) * 1024)
     except (OSError, ValueError):
         pass
-    for directory, limit_name, used_name in _cgroup_files(proc, cgroup):
-        try:
-            limit = (directory / limit_name).read_text().strip()
-            used = int((directory / used_name).read_text())
-        except (OSError, ValueError):
-            continue
-        # version 1 writes a huge number where there is no limit
-        if limit.isdigit() and int(limit) < 1 << 60:
-            limits.append(max(0, int(limit) - used + _reclaimable(directory)))
+    for version, directory in group_directories("memory", proc, cgroup):
+        limit_names, used_name = _CGROUP_FILES[version]
+        for limit_name in limit_names:
+            try:
+                limit = (directory / limit_name).read_text().strip()
+                used = int((directory / used_name).read_text())
+            except (OSError, ValueError):
+                continue
+            # "max" in version 2, a huge number in version 1: no limit
+            if limit.isdigit() and int(limit) < 1 << 60:
+                limits.append(max(0, int(limit) - used + _reclaimable(directory)))
     return min(limits) if limits else None
 
 
-def _cgroup_files(proc: Path, cgroup: Path) -> list[tuple[Path, str, str]]:
-    """Returns (directory, limit file, usage file) of this process's memory cgroup and all above it, both versions."""
-    found: list[tuple[Path, str, str]] = []
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in [*lines, "0::/", "0:memory:/"]:
-        _, controllers, own = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            root, names = cgroup, ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root, names = cgroup / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        directory = root / own.lstrip("/")
-        while True:
-            found.append((directory, *names))
-            if directory == root or root not in directory.parents:
-                break
-            directory = directory.parent
-    return list(dict.fromkeys(found))
+_CGROUP_FILES = {
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes"),
+    2: (("memory.max", "memory.high"), "memory.current"),
+}
+"""Version: (limits, what is used); above memory.high the kernel slows a process down until it has given pages back."""
 
 
 def _reclaimable(directory: Path) -> int:

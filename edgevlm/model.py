@@ -18,6 +18,7 @@ from edgevlm.backends.native_library import host_arch
 from edgevlm.backends.onnx import check_context
 from edgevlm.backends.opening import KvBits, SessionOptions, choose_backend, kv_bits_per_layer, open_session
 from edgevlm.backends.session import Float32, MemoryReport, Session
+from edgevlm.cancel import CancelToken
 from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
 from edgevlm.generate import Chunk, GenerationOptions, PictureRun, Prompt, Response, TokenLoop, generation_options
 from edgevlm.image import ImageSource, load_image
@@ -79,7 +80,11 @@ def load(
 
 
 class Model:
-    """A package on a session. One answer at a time; `cancel` may come from any thread."""
+    """A package on a session. One answer at a time; `cancel` may come from any thread.
+
+    The same call on the same model gives the same tokens, whatever was answered before it. What has been closed refuses
+    every call.
+    """
 
     def __init__(
         self,
@@ -115,7 +120,9 @@ class Model:
             )
         self._events: list[Event] = []
         self._busy = threading.Lock()
-        self._cancelled = threading.Event()
+        self._call = CancelToken()
+        """The token of the call that runs, or of the one that was begun last."""
+        self._is_closed = False
 
     # ---- answers
 
@@ -135,10 +142,11 @@ class Model:
         self, prompt: str | Sequence[Message], images: Sequence[ImageSource] = (), **options: Any
     ) -> Iterator[Chunk]:
         """Like `generate`, but yields the text as it appears; the last chunk carries the Response."""
+        call = self.begin()
         chosen = self.options(**options)
         pictures = [self.picture(image) for image in images]
         fitted, pictures = self.fitted(as_messages(prompt, len(pictures)), pictures, chosen)
-        return self.answer(fitted, pictures, chosen)
+        return self.answer(fitted, pictures, chosen, call)
 
     def chat(self, system: str | None = None) -> Conversation:
         """Returns a new conversation. Conversations of one model share its cache and take turns."""
@@ -159,6 +167,7 @@ class Model:
         Raises UsageError when the package takes none, BackendError, before it is decoded, when it does not fit into
         the memory budget or what the machine has left.
         """
+        self._require_open()
         processor = self.tiling
         if processor is None:
             raise UsageError(
@@ -176,21 +185,40 @@ class Model:
         self.record("attach picture", start)
         return picture
 
-    def answer(self, prompt: Prompt, pictures: Sequence[Picture], options: GenerationOptions) -> Iterator[Chunk]:
-        """Yields the answer to what `fitted` returned; the work begins with the first chunk."""
+    def begin(self) -> CancelToken:
+        """Begins a call and returns its token, which `cancel` sets from now on until another call is begun.
+
+        Raises UsageError while the model is answering, and after `close`.
+        """
+        self._require_open()
         if self._busy.locked():
             raise UsageError("the model is answering; finish, close or cancel that answer first")
-        cancelled = self._cancelled = threading.Event()
-        return self._run(prompt, {picture.key: picture for picture in pictures}, options, cancelled)
+        call = self._call = CancelToken()
+        return call
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise UsageError(f"{self.package.path}: the model is closed; load the package again")
+
+    def answer(
+        self,
+        prompt: Prompt,
+        pictures: Sequence[Picture],
+        options: GenerationOptions,
+        call: CancelToken | None = None,
+    ) -> Iterator[Chunk]:
+        """Yields the answer to what `fitted` returned; the work begins with the first chunk. `call` is from `begin`."""
+        call = self.begin() if call is None else call
+        return self._run(prompt, {picture.key: picture for picture in pictures}, options, call)
 
     def _run(
-        self, prompt: Prompt, pictures: dict[Any, Picture], options: GenerationOptions, cancelled: threading.Event
+        self, prompt: Prompt, pictures: dict[Any, Picture], options: GenerationOptions, cancelled: CancelToken
     ) -> Iterator[Chunk]:
         def features(key: Any) -> Float32:
             assert self.encoder is not None, "a picture was accepted"
             return self.encoder.features(pictures[key], cancelled)
 
-        with self._answering():
+        with self._answering(cancelled):
             start = time.perf_counter()
             try:
                 yield from self.loop.run(prompt, features, StreamDecoder(self.tokenizer), options, cancelled)
@@ -198,10 +226,11 @@ class Model:
                 self.record("answer", start)
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _answering(self, call: CancelToken) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
             raise UsageError("the model is answering; finish, close or cancel that answer first")
         try:
+            self._call = call  # another call may have been begun and not run
             yield
         finally:
             self._busy.release()
@@ -267,11 +296,14 @@ class Model:
     # ---- the rest
 
     def cancel(self) -> None:
-        """Ends the running answer, and pictures that are being encoded. Safe from any thread and signal handlers."""
-        self._cancelled.set()
+        """Ends the running answer, and pictures that are being encoded. Safe from any thread and signal handlers.
+
+        A call counts as running from its beginning, before its first chunk is asked for. While none runs there is
+        nothing to end: the next answer is whole.
+        """
+        self._call.set()
         if self.encoder is not None:
             self.encoder.cancel()
-        self.session.cancel()
 
     def memory(self) -> MemoryReport:
         """Returns what is held now."""
@@ -286,12 +318,12 @@ class Model:
         write_trace(path, [*self._events, *self.session.timings.events])
 
     def close(self) -> None:
-        """Stops the background thread and frees the weights held by the tower and the cache."""
+        """Ends what runs, stops the background thread and frees the weights and the cache. Later calls are refused."""
+        self._is_closed = True
         self.cancel()
         if self.encoder is not None:
             self.encoder.close()
-        self.session.release("vision")
-        self.session.release("kv")
+        self.session.close()
         self.loop.forget()
 
     def __enter__(self) -> Self:

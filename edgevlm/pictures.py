@@ -16,7 +16,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.backends.session import Cancelled, Float32, Session
+from edgevlm.backends.session import Float32, Session
+from edgevlm.cancel import Cancelled, CancelToken
 from edgevlm.errors import ParityError
 from edgevlm.image import image_key
 from edgevlm.spec import ProcessorSpec
@@ -60,7 +61,7 @@ class Picture:
 @dataclass(frozen=True)
 class _Task:
     future: Future[Float32]
-    cancelled: threading.Event
+    cancelled: CancelToken
 
 
 class PictureEncoder:
@@ -94,7 +95,7 @@ class PictureEncoder:
             if picture.key not in self._kept:
                 self._task(picture)
 
-    def features(self, picture: Picture, cancelled: threading.Event) -> Float32:
+    def features(self, picture: Picture, cancelled: CancelToken) -> Float32:
         """Returns the features (C * V, D) of `picture`, encoding it or waiting for it.
 
         Raises Cancelled when `cancelled` is set or the encoding was cancelled; ParityError when the tower's tokens
@@ -110,12 +111,10 @@ class PictureEncoder:
             try:
                 return task.future.result(_POLL_S)
             except TimeoutError:
-                if cancelled.is_set():
-                    raise Cancelled from None
+                cancelled.check()
             except (CancelledError, Cancelled):
-                if cancelled.is_set():
-                    raise Cancelled from None
-                # cancelled for an earlier answer: begin again
+                # cancelled for an earlier answer: begin again, unless this one is cancelled too
+                cancelled.check()
 
     def cancel(self) -> None:
         """Stops what is encoded and what waits; the next use of a picture starts it again."""
@@ -127,7 +126,6 @@ class PictureEncoder:
     def close(self) -> None:
         """Stops the thread and drops the features."""
         self.cancel()
-        self._session.cancel()
         self._pool.shutdown(wait=True)
         self._kept.clear()
 
@@ -135,18 +133,16 @@ class PictureEncoder:
         """Returns the task of `picture`, new if there is none. The caller holds the lock."""
         task = self._tasks.get(picture.key)
         if task is None or task.cancelled.is_set():
-            cancelled = threading.Event()
+            cancelled = CancelToken()
             task = _Task(self._pool.submit(self._encode, picture, cancelled), cancelled)
             self._tasks[picture.key] = task
         return task
 
-    def _encode(self, picture: Picture, cancelled: threading.Event) -> Float32:
+    def _encode(self, picture: Picture, cancelled: CancelToken) -> Float32:
         try:
             parts: list[Float32] = []
             for tiles in tile_batches(self._prepare, picture.image, picture.plan, self._record):
-                if cancelled.is_set():
-                    raise Cancelled
-                parts.append(self._session.encode(tiles))
+                parts.append(self._session.encode(tiles, cancelled))
             features = np.concatenate(parts)
             n_tiles, n_tokens, width = features.shape
             if n_tiles != picture.plan.n_tiles or n_tokens != self._tokens_per_tile:

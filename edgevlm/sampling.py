@@ -70,9 +70,11 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
 def apply_repetition_penalty(logits: Float32, history: Int64, penalty: float) -> Float32:
     """Returns logits where each id of `history` is divided by `penalty` when positive and multiplied when negative.
 
-    An id counts once, however often it occurs. Source: RepetitionPenaltyLogitsProcessor.
+    An id counts once, however often it occurs; one without a logit stands for no text, as a picture's placeholder past
+    the head does, and is left out. Source: RepetitionPenaltyLogitsProcessor.
     """
     result = logits.copy()
+    history = history[(history >= 0) & (history < logits.size)]
     seen = logits[history]
     factor = np.float32(penalty)
     result[history] = np.where(seen < 0, seen * factor, seen / factor)
@@ -177,7 +179,7 @@ class Sampler:
         self._random = RandomNumbers(secrets.randbits(SEED_BITS) if params.seed is None else params.seed)
 
     def __call__(self, logits: Float32, history: Int64 | Sequence[int]) -> int:
-        """Returns the next id. `logits` (vocab,); `history` holds every id so far, the prompt included."""
+        """Returns the next id. `logits` (vocab,); `history` holds every id so far, the prompt's text included."""
         params = self.params
         if params.repetition_penalty != 1.0:
             logits = apply_repetition_penalty(logits, np.asarray(history, dtype=np.int64), params.repetition_penalty)

@@ -31,7 +31,9 @@ def switch_off() -> None:
     A program that imported onnxruntime earlier has started its telemetry, which nothing can end: a warning says so.
     """
     too_late = "onnxruntime" in sys.modules and os.environ.get(ORT_VARIABLE) != SWITCHES[ORT_VARIABLE]
-    os.environ.update(SWITCHES)
+    for name, value in SWITCHES.items():
+        if os.environ.get(name) != value:  # a thread of a library may be reading the environment
+            os.environ[name] = value
     if too_late:
         sys.modules["onnxruntime"].disable_telemetry_events()
         log.warning(

@@ -31,7 +31,7 @@ OBJECTS = Path("build/objects")
 EXPORTS = """{
   global:
     ev_abi_version; ev_last_error; ev_variants; ev_model_*; ev_context_*; ev_prefill; ev_step; ev_score;
-    ev_score_tree; ev_accept; ev_truncate; ev_n_past; ev_snapshot; ev_snapshot_bytes; ev_restore; ev_cancel;
+    ev_score_tree; ev_accept; ev_truncate; ev_n_past; ev_snapshot; ev_snapshot_bytes; ev_restore;
     ev_plan_tiles; ev_upright_size; ev_image_scratch_bytes; ev_prepare_tiles; ev_sampler_*;
     ev_tower_*; ev_encode;
     ev_profile_*;

@@ -27,9 +27,10 @@ from edgevlm.backends.native_library import Segment as NativeSegment
 from edgevlm.backends.native_picture import SCHEMES, NativeTiles
 from edgevlm.backends.native_tower import NativeTower
 from edgevlm.backends.onnx_tower import OnnxTower
-from edgevlm.backends.ort import default_threads
-from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timings
+from edgevlm.backends.session import Door, Float32, Int64, MemoryReport, Segment, Timings
+from edgevlm.cancel import CancelToken, pointer_of
 from edgevlm.errors import BackendError, ContextFullError, UsageError
+from edgevlm.machine_cpus import threads_to_use
 from edgevlm.package import Package
 from edgevlm.spec import ProcessorSpec
 
@@ -63,10 +64,10 @@ class NativeSession:
         start = time.perf_counter()
         self.package = package
         self.timings = Timings()
-        self.n_threads = default_threads() if threads is None else threads
-        if self.n_threads < 1:
-            raise UsageError(f"threads is {threads}, expected 1 or more")
+        self.n_threads = threads_to_use(threads)
         self.capacity = context
+        self.reuse_step = 1
+        self._door, self._tower_door = Door("session"), Door("session")
         self._library = NativeLibrary(library_path())
         self._model = ctypes.c_void_p()
         self._context = ctypes.c_void_p()
@@ -91,7 +92,7 @@ class NativeSession:
             if compiled.vision is None
             else NativeTower(self._library, self._model, self.timings)
         )
-        self._make_context()
+        self._open_context()
         self.timings.load_s += self.timings.record("load language", start) - start
 
     def tile_preparer(self, spec: ProcessorSpec) -> NativeTiles | None:
@@ -100,15 +101,25 @@ class NativeSession:
 
     @property
     def n_past(self) -> int:
-        """Tokens in the cache."""
-        return int(self._library.call("ev_n_past", self._context)) if self._context else 0
+        """Tokens in the cache; none after `close`."""
+        if self._door.is_closed:
+            return 0
+        with self._door.entered():
+            return self._n_past()
 
-    def encode(self, tiles: Float32) -> Float32:
+    def encode(self, tiles: Float32, cancel: CancelToken | None = None) -> Float32:
         """Returns image features (C, V, D) of `tiles` (C, 3, S, S)."""
-        return self.tower.encode(tiles)
+        with self._tower_door.entered():
+            return self.tower.encode(tiles, cancel)
 
-    def prefill(self, segments: Sequence[Segment], positions: Int64) -> Float32:
+    def prefill(
+        self, segments: Sequence[Segment], positions: Int64, cancel: CancelToken | None = None
+    ) -> Float32:
         """Appends the segments in chunks of 128; returns the last row's logits (vocab,)."""
+        with self._door.entered():
+            return self._prefill(segments, positions, cancel)
+
+    def _prefill(self, segments: Sequence[Segment], positions: Int64, cancel: CancelToken | None) -> Float32:
         n_tokens = sum(len(segment) for segment in segments)
         if n_tokens == 0:
             raise UsageError("nothing to prefill: the prompt has no new token")
@@ -125,26 +136,30 @@ class NativeSession:
         logits = np.empty(self._vocab_size, np.float32)
         rows = np.ascontiguousarray(positions, np.int32)
         self._library.call(
-            "ev_prefill", self._context, table, len(arrays), ctypes.c_void_p(rows.ctypes.data),
-            ctypes.c_void_p(logits.ctypes.data),
+            "ev_prefill", self._open_context(), table, len(arrays), ctypes.c_void_p(rows.ctypes.data),
+            ctypes.c_void_p(logits.ctypes.data), pointer_of(cancel),
         )  # fmt: skip
         end = self.timings.record(f"prefill {n_tokens} tokens", start)
         self.timings.prefill_s += end - start
         self.timings.n_prefill_tokens += n_tokens
         return logits
 
-    def step(self, token: int, position: int) -> Float32:
+    def step(self, token: int, position: int, cancel: CancelToken | None = None) -> Float32:
         """Appends one token; returns its logits (vocab,)."""
-        self._check_room(1)
         start = time.perf_counter()
         logits = np.empty(self._vocab_size, np.float32)
-        self._library.call("ev_step", self._context, token, position, ctypes.c_void_p(logits.ctypes.data))
+        with self._door.entered():
+            self._check_room(1)
+            self._library.call(
+                "ev_step", self._open_context(), token, position, ctypes.c_void_p(logits.ctypes.data),
+                pointer_of(cancel),
+            )  # fmt: skip
         end = self.timings.record("decode", start)
         self.timings.decode_s += end - start
         self.timings.n_decode_tokens += 1
         return logits
 
-    def score(self, ids: Int64, parents: Int64, positions: Int64) -> Float32:
+    def score(self, ids: Int64, parents: Int64, positions: Int64, cancel: CancelToken | None = None) -> Float32:
         """Returns logits (T, vocab) of a drafted tree of at most 16 tokens without committing it.
 
         Each token sees the committed ones and its own ancestors. Raises UsageError for more tokens, or for parents that
@@ -152,79 +167,89 @@ class NativeSession:
         """
         check_tree(ids, parents, positions)
         n_nodes = len(ids)
-        self._check_room(n_nodes)
         logits = np.empty((n_nodes, self._vocab_size), np.float32)
         tokens, above, places = (np.ascontiguousarray(array, np.int32) for array in (ids, parents, positions))
-        self._library.call(
-            "ev_score_tree", self._context, ctypes.c_void_p(tokens.ctypes.data), ctypes.c_void_p(above.ctypes.data),
-            n_nodes, ctypes.c_void_p(places.ctypes.data), ctypes.c_void_p(logits.ctypes.data),
-        )  # fmt: skip
+        with self._door.entered():
+            self._check_room(n_nodes)
+            self._library.call(
+                "ev_score_tree", self._open_context(), ctypes.c_void_p(tokens.ctypes.data),
+                ctypes.c_void_p(above.ctypes.data), n_nodes, ctypes.c_void_p(places.ctypes.data),
+                ctypes.c_void_p(logits.ctypes.data), pointer_of(cancel),
+            )  # fmt: skip
         return logits
 
     def accept(self, nodes: Int64) -> None:
         """Commits a root-to-node path of the tree last scored: its keys and values stay, the others are forgotten."""
         path = np.ascontiguousarray(nodes, np.int32)
-        self._library.call("ev_accept", self._context, ctypes.c_void_p(path.ctypes.data), len(path))
+        with self._door.entered():
+            self._library.call("ev_accept", self._open_context(), ctypes.c_void_p(path.ctypes.data), len(path))
 
     def truncate(self, n_tokens: int) -> None:
         """Keeps the first `n_tokens` of the cache."""
-        self._library.call("ev_truncate", self._context, n_tokens)
+        with self._door.entered():
+            if self._context or n_tokens != 0:  # a cache that was released has nothing to forget
+                self._library.call("ev_truncate", self._open_context(), n_tokens)
 
     def snapshot(self) -> bytes:
         """Returns a copy of the rows in use."""
-        size = int(self._library.call("ev_snapshot_bytes", self._context))
-        buffer = ctypes.create_string_buffer(size)
-        self._library.call("ev_snapshot", self._context, buffer, size)
+        with self._door.entered():
+            size = int(self._library.call("ev_snapshot_bytes", self._open_context()))
+            buffer = ctypes.create_string_buffer(size)
+            self._library.call("ev_snapshot", self._open_context(), buffer, size)
         return buffer.raw
 
     def restore(self, snapshot: bytes) -> None:
         """Puts a snapshot back."""
         if not isinstance(snapshot, bytes):
             raise UsageError("restore() takes what snapshot() of a session of this package returned")
-        self._library.call("ev_restore", self._context, snapshot, len(snapshot))
+        with self._door.entered():
+            self._library.call("ev_restore", self._open_context(), snapshot, len(snapshot))
 
     def release(self, part: Literal["vision", "kv"]) -> None:
         """Frees the tower's weights or the cache; the next use brings them back."""
         if part == "vision":
-            self.tower.release()
+            with self._tower_door.entered():
+                self.tower.release()
             return
-        self._library.call("ev_context_free", self._context)
-        self._make_context()
-
-    def cancel(self) -> None:
-        """Makes the running call raise Cancelled at the next tile batch or chunk. Safe from any thread."""
-        self.tower.cancel()
-        self._library.call("ev_cancel", self._context)
+        with self._door.entered():
+            self._free_context()
 
     def profile(self, *, on: bool) -> None:
         """Begins to count seconds per kernel of the language model anew, or stops."""
-        self._library.call("ev_profile_start", self._context, int(on))
+        with self._door.entered():
+            self._library.call("ev_profile_start", self._open_context(), int(on))
 
     def kernel_times(self) -> tuple[KernelTime, ...]:
         """Returns what each kernel of the language model took since `profile(on=True)`, the slowest first."""
-        return self._library.kernel_times("ev_profile_get", self._context)
+        with self._door.entered():
+            return self._library.kernel_times("ev_profile_get", self._open_context())
 
     def machine_limits(self) -> MachineLimits:
         """Measures what this machine can do with the session's threads; takes about a second."""
         limits = Limits()
-        self._library.call("ev_model_limits", self._model, ctypes.byref(limits))
+        with self._door.entered():
+            self._library.call("ev_model_limits", self._model, ctypes.byref(limits))
         return MachineLimits(limits.giga_operations_per_s, limits.giga_bytes_per_s)
 
     def memory(self) -> MemoryReport:
         """Returns bytes that are mapped or allocated now."""
-        kv_bytes = int(self._library.call("ev_context_bytes", self._context))
+        with self._door.entered():
+            kv_bytes = int(self._library.call("ev_context_bytes", self._context)) if self._context else 0
         vision_bytes = self.tower.weights_bytes if isinstance(self.tower, NativeTower) else 0
         return MemoryReport(self._weights_bytes + vision_bytes, kv_bytes, self.tower.loaded)
 
     def close(self) -> None:
-        """Frees the cache and unmaps the weights."""
-        tower: NativeTower | OnnxTower | None = getattr(self, "tower", None)
-        if tower is not None:
-            tower.release()
-        for name, handle in (("ev_context_free", self._context), ("ev_model_close", self._model)):
-            if handle:
-                self._library.call(name, handle)
-                handle.value = None
+        """Waits for the calls that run, frees the cache and unmaps the weights."""
+        with self._tower_door.closing() as was_open:
+            tower: NativeTower | OnnxTower | None = getattr(self, "tower", None)
+            if was_open and tower is not None:
+                tower.release()
+        with self._door.closing() as was_open:
+            if was_open:
+                self._free_context()
+                if self._model:
+                    self._library.call("ev_model_close", self._model)
+                    self._model.value = None
 
     def __del__(self) -> None:
         if getattr(self, "_model", None):
@@ -232,9 +257,20 @@ class NativeSession:
 
     # ---- inner workings
 
-    def _make_context(self) -> None:
-        table = None if self._kv_table is None else ctypes.c_void_p(self._kv_table.ctypes.data)
-        self._library.call("ev_context_new", self._model, self.capacity, table, ctypes.byref(self._context))
+    def _open_context(self) -> ctypes.c_void_p:
+        """Returns the cache, made anew when it was released."""
+        if not self._context:
+            table = None if self._kv_table is None else ctypes.c_void_p(self._kv_table.ctypes.data)
+            self._library.call("ev_context_new", self._model, self.capacity, table, ctypes.byref(self._context))
+        return self._context
+
+    def _free_context(self) -> None:
+        if self._context:
+            self._library.call("ev_context_free", self._context)
+            self._context.value = None
+
+    def _n_past(self) -> int:
+        return int(self._library.call("ev_n_past", self._context)) if self._context else 0
 
     def _segment_array(self, segment: Segment) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         if segment.ndim == 1:
@@ -246,8 +282,8 @@ class NativeSession:
         return np.ascontiguousarray(segment, np.float32)
 
     def _check_room(self, n_tokens: int) -> None:
-        if self.n_past + n_tokens > self.capacity:
+        if self._n_past() + n_tokens > self.capacity:
             raise ContextFullError(
-                f"the context is full: {self.n_past} tokens are held and {n_tokens} more are needed, the capacity is "
+                f"the context is full: {self._n_past()} tokens are held and {n_tokens} more are needed, the capacity is "
                 f"{self.capacity}; load with a larger context"
             )

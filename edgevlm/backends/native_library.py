@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgevlm.backends.session import Cancelled
+from edgevlm.cancel import Cancelled
 from edgevlm.errors import BackendError, ContextFullError, EdgeVLMError, PackageError, UsageError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 LIBRARY_VARIABLE = "EDGEVLM_LIBRARY"
 """Environment variable that names another library file."""
 
@@ -108,9 +108,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ev_context_new": (None, (_POINTER, _INT, _POINTER, _POINTER)),
     "ev_context_bytes": (ctypes.c_int64, (_POINTER,)),
     "ev_context_free": (_INT, (_POINTER,)),
-    "ev_prefill": (None, (_POINTER, _POINTER, _INT, _POINTER, _POINTER)),
-    "ev_step": (None, (_POINTER, _INT, _INT, _POINTER)),
-    "ev_score_tree": (None, (_POINTER, _POINTER, _POINTER, _INT, _POINTER, _POINTER)),
+    "ev_prefill": (None, (_POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER)),
+    "ev_step": (None, (_POINTER, _INT, _INT, _POINTER, _POINTER)),
+    "ev_score_tree": (None, (_POINTER, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER)),
     "ev_accept": (None, (_POINTER, _POINTER, _INT)),
     "ev_truncate": (None, (_POINTER, _INT)),
     "ev_n_past": (_INT, (_POINTER,)),
@@ -122,7 +122,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ev_tower_profile_start": (_INT, (_POINTER, _INT)),
     "ev_tower_profile_get": (_INT, (_POINTER, _POINTER, _INT)),
     "ev_model_limits": (None, (_POINTER, _POINTER)),
-    "ev_cancel": (_INT, (_POINTER,)),
     "ev_plan_tiles": (None, (_INT, _INT, _POINTER, _INT, _POINTER)),
     "ev_upright_size": (_INT, (_INT, _INT, _INT, _POINTER, _POINTER)),
     "ev_image_scratch_bytes": (None, (_POINTER, _POINTER, _POINTER)),
@@ -136,8 +135,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ev_sampler_free": (_INT, (_POINTER,)),
     "ev_tower_new": (None, (_POINTER, _POINTER)),
     "ev_tower_info_get": (_INT, (_POINTER, _POINTER)),
-    "ev_encode": (None, (_POINTER, _POINTER, _INT, _POINTER)),
-    "ev_tower_cancel": (_INT, (_POINTER,)),
+    "ev_encode": (None, (_POINTER, _POINTER, _INT, _POINTER, _POINTER)),
     "ev_tower_free": (_INT, (_POINTER,)),
 }
 

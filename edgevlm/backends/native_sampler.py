@@ -47,9 +47,9 @@ class NativeSampler:
         self._library.call("ev_sampler_begin", self._handle, ctypes.byref(struct))
 
     def __call__(self, logits: Float32, history: Int64 | Sequence[int]) -> int:
-        """Returns the next id. `logits` (vocab,); `history` holds every id so far, the prompt included.
+        """Returns the next id. `logits` (vocab,); `history` holds every id so far, the prompt's text included.
 
-        Raises BackendError when the logits are not finite, UsageError for an id outside the vocabulary.
+        Raises BackendError when the logits are not finite.
         """
         if logits.shape != (self._vocab_size,):
             raise UsageError(f"the logits have the shape {logits.shape}, expected ({self._vocab_size},)")

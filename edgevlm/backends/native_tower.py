@@ -9,7 +9,8 @@ import time
 import numpy as np
 
 from edgevlm.backends.native_library import KernelTime, NativeLibrary, TowerInfo
-from edgevlm.backends.session import Cancelled, Float32, Timings
+from edgevlm.backends.session import Float32, Timings
+from edgevlm.cancel import CancelToken, pointer_of
 from edgevlm.errors import PackageError, UsageError
 
 
@@ -25,47 +26,27 @@ class NativeTower:
         self._timings = timings
         self._tower = ctypes.c_void_p()
         self._info = TowerInfo()
-        self._cancels: set[threading.Event] = set()
-        """One event for each call in progress."""
         self._lock = threading.Lock()
-        # Keeps `cancel` and the freeing of the handle apart; `encode` holds the other lock for seconds.
-        self._handle_lock = threading.Lock()
 
     @property
     def loaded(self) -> bool:
         """Whether the weights are mapped."""
         return bool(self._tower)
 
-    def encode(self, tiles: Float32) -> Float32:
-        """Returns image features (C, V, D) of `tiles` (C, 3, S, S). Raises Cancelled between layers."""
-        cancelled = threading.Event()
-        self._cancels.add(cancelled)
-        try:
-            with self._lock:
-                return self._encode(tiles, cancelled)
-        finally:
-            self._cancels.discard(cancelled)
+    def encode(self, tiles: Float32, cancel: CancelToken | None = None) -> Float32:
+        """Returns image features (C, V, D) of `tiles` (C, 3, S, S). Raises Cancelled between two operations."""
+        with self._lock:
+            return self._encode(tiles, cancel)
 
     def release(self) -> None:
         """Unmaps the weights and frees the arena; the next `encode` brings them back."""
         start = time.perf_counter()
-        with self._lock, self._handle_lock:
+        with self._lock:
             if not self._tower:
                 return
             self._library.call("ev_tower_free", self._tower)
             self._tower.value = None
         self._timings.record("release vision", start)
-
-    def cancel(self) -> None:
-        """Makes a running `encode` raise Cancelled at the next operation of the tower. Waits for no lock."""
-        for cancelled in tuple(self._cancels):
-            cancelled.set()
-        if self._handle_lock.acquire(blocking=False):
-            try:
-                if self._tower:
-                    self._library.call("ev_tower_cancel", self._tower)
-            finally:
-                self._handle_lock.release()
 
     def profile(self, *, on: bool) -> None:
         """Begins to count seconds per kernel of the tower anew, or stops; maps the weights when they are not."""
@@ -91,7 +72,9 @@ class NativeTower:
         """Bytes of weights that are mapped now."""
         return int(self._info.weights_bytes) if self._tower else 0
 
-    def _encode(self, tiles: Float32, cancelled: threading.Event) -> Float32:
+    def _encode(self, tiles: Float32, cancel: CancelToken | None) -> Float32:
+        if cancel is not None:
+            cancel.check()  # before the weights are mapped
         self._load()
         info = self._info
         expected = (info.n_channels, info.tile_px, info.tile_px)
@@ -100,14 +83,12 @@ class NativeTower:
         features = np.empty((len(tiles), info.tokens_per_tile, info.hidden_size), np.float32)
         done = 0
         while done < len(tiles):
-            if cancelled.is_set():
-                raise Cancelled
             batch = info.max_batch if len(tiles) - done >= info.max_batch else 1
             pixels = np.ascontiguousarray(tiles[done : done + batch], np.float32)
             start = time.perf_counter()
             self._library.call(
                 "ev_encode", self._tower, ctypes.c_void_p(pixels.ctypes.data), batch,
-                ctypes.c_void_p(features[done:].ctypes.data),
+                ctypes.c_void_p(features[done:].ctypes.data), pointer_of(cancel),
             )  # fmt: skip
             end = self._timings.record(f"encode {batch} tiles" if batch > 1 else "encode 1 tile", start)
             self._timings.encode_s += end - start

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from edgevlm.backends.draft_tree import DraftTree, accepted_path, check_tree, leaf_paths, shared_length
 from edgevlm.backends.npu_graphs import Feeds, NpuGraphs, SimulatedGraphs
-from edgevlm.backends.ort import Calls, Graph, Running, default_threads, return_free_memory
-from edgevlm.backends.session import Float32, Int64, MemoryReport, Segment, Timings
+from edgevlm.backends.ort import Graph, Running, cancellable, return_free_memory
+from edgevlm.backends.session import Door, Float32, Int64, MemoryReport, Segment, Timings
+from edgevlm.cancel import CancelToken
 from edgevlm.errors import BackendError, ContextFullError, UsageError
+from edgevlm.machine_cpus import threads_to_use
 from edgevlm.package import Package
 from edgevlm.spec import CacheEntry, NpuEntry
 
@@ -58,7 +60,8 @@ class NpuSession:
         self.timings = Timings()
         self._entry = entry
         self._runner = runner
-        self._calls = Calls()
+        self.reuse_step = entry.chunk_tokens
+        self._door, self._tower_door = Door("session"), Door("session")
         self._tree: DraftTree | None = None
         self._cache: dict[str, NDArray[np.uint8]] = {}
         start = time.perf_counter()
@@ -70,10 +73,10 @@ class NpuSession:
 
     # ---- pictures
 
-    def encode(self, tiles: Float32) -> Float32:
-        """Returns image features (C, V, D). Raises Cancelled between batches."""
+    def encode(self, tiles: Float32, cancel: CancelToken | None = None) -> Float32:
+        """Returns image features (C, V, D)."""
         features, done = [], 0
-        with self._calls.running() as running:
+        with self._tower_door.entered(), cancellable(cancel) as running:
             while done < len(tiles):
                 batch = next(size for size in self._entry.tile_batches if size <= len(tiles) - done)
                 start = time.perf_counter()
@@ -86,15 +89,17 @@ class NpuSession:
 
     # ---- tokens
 
-    def prefill(self, segments: Sequence[Segment], positions: Int64) -> Float32:
+    def prefill(
+        self, segments: Sequence[Segment], positions: Int64, cancel: CancelToken | None = None
+    ) -> Float32:
         """Appends the segments in right-padded chunks; returns the last row's logits (vocab,)."""
         n_tokens = sum(len(segment) for segment in segments)
         if n_tokens == 0:
             raise UsageError("nothing to prefill: the prompt has no new token")
-        self._check_room(n_tokens)
-        self._tree = None
         done, logits = 0, np.zeros(0, np.float32)
-        with self._calls.running() as running:
+        with self._door.entered(), cancellable(cancel) as running:
+            self._check_room(n_tokens)
+            self._tree = None
             for embeds in self._chunks(segments, running):
                 start, n_rows = time.perf_counter(), len(embeds)
                 logits = self._decode(embeds, positions[done : done + n_rows], self.n_past, running)
@@ -104,87 +109,96 @@ class NpuSession:
                 self.timings.n_prefill_tokens += n_rows
         return logits
 
-    def step(self, token: int, position: int) -> Float32:
+    def step(self, token: int, position: int, cancel: CancelToken | None = None) -> Float32:
         """Appends one token; returns its logits (vocab,)."""
-        self._check_room(1)
-        self._tree = None
         start = time.perf_counter()
-        with self._calls.running() as running:
+        with self._door.entered(), cancellable(cancel) as running:
+            self._check_room(1)
+            self._tree = None
             logits = self._one(token, position, self.n_past, running)
-        self.n_past += 1
+            self.n_past += 1
         self.timings.decode_s += self.timings.record("decode", start) - start
         self.timings.n_decode_tokens += 1
         return logits
 
-    def score(self, ids: Int64, parents: Int64, positions: Int64) -> Float32:
+    def score(self, ids: Int64, parents: Int64, positions: Int64, cancel: CancelToken | None = None) -> Float32:
         """Returns logits (T, vocab) of a drafted tree: token by token, reusing what neighbouring paths share."""
         check_tree(ids, parents, positions)
         paths = leaf_paths(parents)
-        self._check_room(max(len(path) for path in paths))
         logits = np.zeros((len(ids), self.package.manifest.decoder.vocab_size), np.float32)
         cached: tuple[int, ...] = ()
-        self._tree = None
-        with self._calls.running() as running:
+        with self._door.entered(), cancellable(cancel) as running:
+            self._check_room(max(len(path) for path in paths))
+            self._tree = None
             for path in paths:
                 for depth in range(shared_length(path, cached), len(path)):
                     node = path[depth]
                     logits[node] = self._one(int(ids[node]), int(positions[node]), self.n_past + depth, running)
                 cached = path
-        self._tree = DraftTree(ids.copy(), parents.copy(), positions.copy(), cached)
+            self._tree = DraftTree(ids.copy(), parents.copy(), positions.copy(), cached)
         return logits
 
     def accept(self, nodes: Int64) -> None:
         """Commits a root-to-node path of the tree last scored; rows that another path overwrote are computed again."""
-        tree, path = accepted_path(self._tree, nodes)
-        with self._calls.running() as running:
+        with self._door.entered(), cancellable(None) as running:
+            tree, path = accepted_path(self._tree, nodes)
             for depth in range(shared_length(path, tree.cached_path), len(path)):
                 node = path[depth]
                 self._one(int(tree.ids[node]), int(tree.positions[node]), self.n_past + depth, running)
-        self.n_past += len(path)
-        self._tree = None
+            self.n_past += len(path)
+            self._tree = None
 
     # ---- the cache
 
     def truncate(self, n_tokens: int) -> None:
         """Keeps the first `n_tokens` of the cache."""
-        if not 0 <= n_tokens <= self.n_past:
-            raise UsageError(f"cannot keep {n_tokens} tokens of a cache that holds {self.n_past}")
-        self.n_past = n_tokens
-        self._tree = None
+        with self._door.entered():
+            if not 0 <= n_tokens <= self.n_past:
+                raise UsageError(f"cannot keep {n_tokens} tokens of a cache that holds {self.n_past}")
+            self.n_past = n_tokens
+            self._tree = None
 
     def snapshot(self) -> _Snapshot:
         """Returns a copy of the cache."""
-        return _Snapshot(self.n_past, tuple(array.copy() for array in self._cache.values()))
+        with self._door.entered():
+            return _Snapshot(self.n_past, tuple(array.copy() for array in self._cache.values()))
 
     def restore(self, snapshot: _Snapshot) -> None:
         """Puts a snapshot back."""
         if not isinstance(snapshot, _Snapshot) or snapshot.n_past > self.capacity:
             raise UsageError("restore() takes what snapshot() of a session of this package returned")
-        self._make_cache()
-        for array, saved in zip(self._cache.values(), snapshot.arrays, strict=False):
-            array[:] = saved
-        self.n_past = snapshot.n_past
-        self._tree = None
+        with self._door.entered():
+            self._make_cache()
+            for array, saved in zip(self._cache.values(), snapshot.arrays, strict=False):
+                array[:] = saved
+            self.n_past = snapshot.n_past
+            self._tree = None
 
     def release(self, part: Literal["vision", "kv"]) -> None:
         """Frees the tower's graphs or the cache; the next use brings them back."""
         if part == "vision":
-            self._runner.release("vision")
+            with self._tower_door.entered():
+                self._runner.release("vision")
             return
-        self.n_past = 0
-        self._tree = None
-        self._cache.clear()
-        return_free_memory()
-
-    def cancel(self) -> None:
-        """Makes the running call raise Cancelled at the next batch, chunk or token. Safe from any thread."""
-        self._calls.cancel()
+        with self._door.entered():
+            self._free_cache()
 
     def memory(self) -> MemoryReport:
         """Returns bytes of the graphs' weights (on disk) and of the cache."""
         sizes = {entry.path: entry.size_bytes for entry in self.package.manifest.files}
         weights = sizes.get(self._entry.weights, 0)
         return MemoryReport(weights, sum(a.nbytes for a in self._cache.values()), self._runner.loaded("vision"))
+
+    def close(self) -> None:
+        """Waits for the calls that run and frees the graphs and the cache."""
+        with self._tower_door.closing() as was_open:
+            if was_open:
+                self._runner.release("vision")
+        with self._door.closing() as was_open:
+            if was_open:
+                self._runner.release("")
+                self._free_cache()
+                del self._embed_binding, self._embed
 
     # ---- inner workings
 
@@ -243,6 +257,12 @@ class NpuSession:
         embedded: Float32 = rows[0]
         return embedded
 
+    def _free_cache(self) -> None:
+        self.n_past = 0
+        self._tree = None
+        self._cache.clear()
+        return_free_memory()
+
     def _make_cache(self) -> None:
         if self._cache:
             return
@@ -262,7 +282,7 @@ class NpuSession:
 
 def simulated_session(package: Package, *, context: int | None = None, threads: int | None = None) -> NpuSession:
     """Returns a session on the simulation of the NPU's graphs."""
-    runner = SimulatedGraphs(package, npu_entry(package), default_threads() if threads is None else threads)
+    runner = SimulatedGraphs(package, npu_entry(package), threads_to_use(threads))
     return NpuSession(package, runner, context=context)
 
 

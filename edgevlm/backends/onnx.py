@@ -17,16 +17,19 @@ import numpy as np
 
 from edgevlm.backends.draft_tree import DraftTree, accepted_path, check_tree, leaf_paths, shared_length
 from edgevlm.backends.onnx_tower import OnnxTower
-from edgevlm.backends.ort import Calls, Graph, Running, default_threads, return_free_memory
+from edgevlm.backends.ort import Graph, Running, cancellable, return_free_memory
 from edgevlm.backends.session import (
     PREFILL_CHUNK_TOKENS,
+    Door,
     Float32,
     Int64,
     MemoryReport,
     Segment,
     Timings,
 )
+from edgevlm.cancel import CancelToken
 from edgevlm.errors import ContextFullError, UnsupportedModelError, UsageError
+from edgevlm.machine_cpus import threads_to_use
 from edgevlm.package import Package
 
 
@@ -49,9 +52,9 @@ class OnnxSession:
         self.capacity = check_context(package, context)
         self.n_past = 0
         self.timings = Timings()
-        self.n_threads = default_threads() if threads is None else threads
-        if self.n_threads < 1:
-            raise UsageError(f"threads is {threads}, expected 1 or more")
+        self.n_threads = threads_to_use(threads)
+        self.reuse_step = PREFILL_CHUNK_TOKENS
+        self._door, self._tower_door = Door("session"), Door("session")
         for entry in decoder.cache:
             if entry.kind not in ("key", "value"):
                 raise UnsupportedModelError(
@@ -59,7 +62,6 @@ class OnnxSession:
                     "backend keeps keys and values only"
                 )
         self.tower = OnnxTower(package, self.n_threads, self.timings)
-        self._calls = Calls()
         self._tree: DraftTree | None = None
         self._cache: list[Float32] = []
 
@@ -82,13 +84,16 @@ class OnnxSession:
 
     # ---- pictures
 
-    def encode(self, tiles: Float32) -> Float32:
-        """Returns image features (C, V, D) of `tiles` (C, 3, S, S). Raises Cancelled between batches."""
-        return self.tower.encode(tiles)
+    def encode(self, tiles: Float32, cancel: CancelToken | None = None) -> Float32:
+        """Returns image features (C, V, D) of `tiles` (C, 3, S, S)."""
+        with self._tower_door.entered():
+            return self.tower.encode(tiles, cancel)
 
     # ---- tokens
 
-    def prefill(self, segments: Sequence[Segment], positions: Int64) -> Float32:
+    def prefill(
+        self, segments: Sequence[Segment], positions: Int64, cancel: CancelToken | None = None
+    ) -> Float32:
         """Appends the segments in chunks of 128; returns the last row's logits (vocab,).
 
         `positions` is (T,), or (3, T) where the model rotates by three. A cancel leaves `n_past` at a chunk's end.
@@ -96,10 +101,10 @@ class OnnxSession:
         n_tokens = sum(len(segment) for segment in segments)
         if n_tokens == 0:
             raise UsageError("nothing to prefill: the prompt has no new token")
-        self._check_room(n_tokens)
-        self._tree = None
         done = 0
-        with self._calls.running() as running:
+        with self._door.entered(), cancellable(cancel) as running:
+            self._check_room(n_tokens)
+            self._tree = None
             for n_rows in self._fill_embeds(segments, running):
                 start = time.perf_counter()
                 self._decode(n_rows, positions[..., done : done + n_rows], self.n_past, running, keep=1)
@@ -108,24 +113,24 @@ class OnnxSession:
                 self.timings.record(f"prefill {n_rows} tokens", start)
                 self.timings.prefill_s += time.perf_counter() - start
                 self.timings.n_prefill_tokens += n_rows
-        return np.array(self._last_logits[0, 0])
+            return np.array(self._last_logits[0, 0])
 
-    def step(self, token: int, position: int) -> Float32:
+    def step(self, token: int, position: int, cancel: CancelToken | None = None) -> Float32:
         """Appends one token; returns its logits (vocab,)."""
-        self._check_room(1)
-        self._tree = None
         start = time.perf_counter()
-        with self._calls.running() as running:
+        with self._door.entered(), cancellable(cancel) as running:
+            self._check_room(1)
+            self._tree = None
             self._ids[0, 0] = token
             self._embed_rows(1, 0, running)
             self._decode(1, np.array([position], np.int64), self.n_past, running, keep=1)
-        self.n_past += 1
-        end = self.timings.record("decode", start)
-        self.timings.decode_s += end - start
-        self.timings.n_decode_tokens += 1
-        return np.array(self._last_logits[0, 0])
+            self.n_past += 1
+            end = self.timings.record("decode", start)
+            self.timings.decode_s += end - start
+            self.timings.n_decode_tokens += 1
+            return np.array(self._last_logits[0, 0])
 
-    def score(self, ids: Int64, parents: Int64, positions: Int64) -> Float32:
+    def score(self, ids: Int64, parents: Int64, positions: Int64, cancel: CancelToken | None = None) -> Float32:
         """Returns logits (T, vocab) of a drafted tree without committing it.
 
         onnxruntime gets no tree mask here: each root-to-leaf path is run on its own, reusing the rows that it shares
@@ -133,30 +138,30 @@ class OnnxSession:
         """
         check_tree(ids, parents, positions)
         paths = leaf_paths(parents)
-        self._check_room(max(len(path) for path in paths))
         logits = np.zeros((len(ids), self.package.manifest.decoder.vocab_size), np.float32)
         cached: tuple[int, ...] = ()
-        self._tree = None
-        with self._calls.running() as running:
+        with self._door.entered(), cancellable(cancel) as running:
+            self._check_room(max(len(path) for path in paths))
+            self._tree = None
             for path in paths:
                 shared = shared_length(path, cached)
                 cached = ()
                 nodes = np.array(path[shared:], np.int64)
                 logits[nodes] = self._score_rows(ids[nodes], positions[..., nodes], self.n_past + shared, running)
                 cached = path
-        self._tree = DraftTree(ids.copy(), parents.copy(), positions.copy(), cached)
+            self._tree = DraftTree(ids.copy(), parents.copy(), positions.copy(), cached)
         return logits
 
     def accept(self, nodes: Int64) -> None:
         """Commits a root-to-node path of the tree last scored; rows that another path overwrote are computed again."""
-        tree, path = accepted_path(self._tree, nodes)
-        shared = shared_length(path, tree.cached_path)
-        rest = np.array(path[shared:], np.int64)
-        if len(rest):
-            with self._calls.running() as running:
+        with self._door.entered(), cancellable(None) as running:
+            tree, path = accepted_path(self._tree, nodes)
+            shared = shared_length(path, tree.cached_path)
+            rest = np.array(path[shared:], np.int64)
+            if len(rest):
                 self._score_rows(tree.ids[rest], tree.positions[..., rest], self.n_past + shared, running)
-        self.n_past += len(path)
-        self._tree = None
+            self.n_past += len(path)
+            self._tree = None
 
     def _score_rows(self, ids: Int64, positions: Int64, n_past: int, running: Running) -> Float32:
         """Returns logits of consecutive tokens behind `n_past` rows; the cache is written, `n_past` is not moved."""
@@ -234,25 +239,36 @@ class OnnxSession:
 
     def truncate(self, n_tokens: int) -> None:
         """Keeps the first `n_tokens` of the cache."""
-        if not 0 <= n_tokens <= self.n_past:
-            raise UsageError(f"cannot keep {n_tokens} tokens of a cache that holds {self.n_past}")
-        self.n_past = n_tokens
-        self._tree = None
+        with self._door.entered():
+            if not 0 <= n_tokens <= self.n_past:
+                raise UsageError(f"cannot keep {n_tokens} tokens of a cache that holds {self.n_past}")
+            self.n_past = n_tokens
+            self._tree = None
 
     def snapshot(self) -> _Snapshot:
         """Returns a copy of the rows in use."""
-        arrays = tuple(array[self._rows(i, self.n_past)].copy() for i, array in enumerate(self._cache))
-        return _Snapshot(self.n_past, arrays)
+        with self._door.entered():
+            arrays = tuple(array[self._rows(i, self.n_past)].copy() for i, array in enumerate(self._cache))
+            return _Snapshot(self.n_past, arrays)
 
     def restore(self, snapshot: _Snapshot) -> None:
         """Puts a snapshot back."""
         if not isinstance(snapshot, _Snapshot) or snapshot.n_past > self.capacity:
             raise UsageError("restore() takes what snapshot() of a session of this package returned")
-        self._bind_cache()
-        for i, saved in enumerate(snapshot.arrays):
-            self._cache[i][self._rows(i, snapshot.n_past)] = saved
-        self.n_past = snapshot.n_past
+        with self._door.entered():
+            self._bind_cache()
+            for i, saved in enumerate(snapshot.arrays):
+                self._cache[i][self._rows(i, snapshot.n_past)] = saved
+            self.n_past = snapshot.n_past
+            self._tree = None
+
+    def _free_cache(self) -> None:
+        self.n_past = 0
         self._tree = None
+        self._decoder_binding.clear()
+        self._cache.clear()
+        self._decoder_binding.input("num_logits_to_keep", self._keep, ())
+        return_free_memory()
 
     def _rows(self, entry_index: int, n_tokens: int) -> tuple[slice, ...]:
         shape = self.package.manifest.decoder.cache[entry_index].shape
@@ -262,20 +278,12 @@ class OnnxSession:
         """Frees the tower's weights or the cache and gives the memory back; the next use brings them back."""
         start = time.perf_counter()
         if part == "vision":
-            self.tower.release()
+            with self._tower_door.entered():
+                self.tower.release()
             return
-        self.n_past = 0
-        self._tree = None
-        self._decoder_binding.clear()
-        self._cache.clear()
-        self._decoder_binding.input("num_logits_to_keep", self._keep, ())
-        return_free_memory()
+        with self._door.entered():
+            self._free_cache()
         self.timings.record("release kv", start)
-
-    def cancel(self) -> None:
-        """Makes the running calls raise Cancelled, inside a graph too. Safe from any thread and signal handlers."""
-        self.tower.cancel()
-        self._calls.cancel()
 
     def memory(self) -> MemoryReport:
         """Returns bytes of weights (on disk) and cache (capacity) that are held now."""
@@ -283,6 +291,17 @@ class OnnxSession:
         data = {path for name in loaded for path in self.package.graph_entry(name).data}
         weights = sum(entry.size_bytes for entry in self.package.manifest.files if entry.path in data)
         return MemoryReport(weights, sum(array.nbytes for array in self._cache), self.tower.loaded)
+
+    def close(self) -> None:
+        """Waits for the calls that run and frees the weights and the cache."""
+        with self._tower_door.closing() as was_open:
+            if was_open:
+                self.tower.release()
+        with self._door.closing() as was_open:
+            if was_open:
+                self._free_cache()
+                del self._embed_binding, self._decoder_binding, self._embed, self._decoder
+                return_free_memory()
 
     # ---- inner workings
 

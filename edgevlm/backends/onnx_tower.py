@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 
-from edgevlm.backends.ort import Calls, Graph, return_free_memory
+from edgevlm.backends.ort import Graph, cancellable, return_free_memory
 from edgevlm.backends.session import TILE_BATCHES, Float32, Timings
+from edgevlm.cancel import CancelToken
 from edgevlm.package import Package
 
 
@@ -21,18 +22,17 @@ class OnnxTower:
         self._timings = timings
         self._graph: Graph | None = None
         self._lock = threading.Lock()
-        self._calls = Calls()
 
     @property
     def loaded(self) -> bool:
         """Whether the weights are in memory."""
         return self._graph is not None
 
-    def encode(self, tiles: Float32) -> Float32:
-        """Returns image features (C, V, D) of `tiles` (C, 3, S, S). Raises Cancelled between batches."""
+    def encode(self, tiles: Float32, cancel: CancelToken | None = None) -> Float32:
+        """Returns image features (C, V, D) of `tiles` (C, 3, S, S). Raises Cancelled, inside a graph too."""
         n_tiles = tiles.shape[0]
         features: list[Float32] = []
-        with self._calls.running() as running, self._lock:
+        with cancellable(cancel) as running, self._lock:
             graph = self._load()
             binding = graph.binding()
             start_tile = 0
@@ -59,10 +59,6 @@ class OnnxTower:
             self._graph = None
             return_free_memory()
         self._timings.record("release vision", start)
-
-    def cancel(self) -> None:
-        """Makes a running `encode` raise Cancelled, inside a graph too."""
-        self._calls.cancel()
 
     def _load(self) -> Graph:
         if self._graph is None:

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from edgevlm.backends.session import Cancelled
+from edgevlm.cancel import CancelToken
 from edgevlm.errors import BackendError, PackageError
 from edgevlm.telemetry import import_onnxruntime
 
 
 @dataclass(eq=False)
 class Running:
-    """One call in progress; `cancel` ends it between two operators of the graph, `check` between two runs."""
+    """One call in progress: its token ends it between two operators of a graph, `check` between two runs."""
 
     options: Any
-    cancelled: bool = field(default=False)
+    token: CancelToken
 
-    def cancel(self) -> None:
-        """Marks the call and stops the graph that is running now. Safe from any thread."""
-        self.cancelled = True
+    def stop(self) -> None:
+        """Stops the graph that is running now, and those that would run after it."""
         self.options.terminate = True
 
     def check(self) -> None:
-        """Raises Cancelled after `cancel`."""
-        if self.cancelled:
-            raise Cancelled
+        """Raises Cancelled when the token is set."""
+        self.token.check()
+
+
+@contextmanager
+def cancellable(cancel: CancelToken | None) -> Iterator[Running]:
+    """A call that `cancel` ends while the block lasts. Raises Cancelled when it is set already."""
+    call = Running(import_onnxruntime().RunOptions(), CancelToken() if cancel is None else cancel)
+    with call.token.stopping(call.stop):
+        yield call
 
 
 class Binding:
@@ -123,61 +128,13 @@ class Graph:
         return Binding(self._session.io_binding())
 
     def run(self, binding: Binding, running: Running) -> None:
-        """Runs with what is bound. Raises Cancelled after `running.cancel()`, BackendError when the run fails."""
+        """Runs with what is bound. Raises Cancelled once the call's token is set, BackendError when the run fails."""
         running.check()
         try:
             self._session.run_with_iobinding(binding.io, running.options)
         except ort_errors() as error:
             running.check()
             raise BackendError(f"{self.path}: onnxruntime failed ({_first_line(error)})") from None
-
-
-class Calls:
-    """The calls in progress on one object; `cancel` ends them all."""
-
-    def __init__(self) -> None:
-        self._runs: set[Running] = set()
-
-    @contextmanager
-    def running(self) -> Iterator[Running]:
-        """A call that `cancel` can end while the block lasts."""
-        onnxruntime = import_onnxruntime()
-
-        running = Running(onnxruntime.RunOptions())
-        self._runs.add(running)
-        try:
-            yield running
-        finally:
-            self._runs.discard(running)
-
-    def cancel(self) -> None:
-        """Cancels the running calls. Safe from any thread and from signal handlers."""
-        # no lock: a signal handler may interrupt the thread that would hold it
-        for running in tuple(self._runs):
-            running.cancel()
-
-
-def default_threads() -> int:
-    """Returns the number of physical cores that this process may use, no more than its cgroup's CPU quota."""
-    try:
-        allowed: Sequence[int] = sorted(os.sched_getaffinity(0))
-    except AttributeError:
-        allowed = range(os.cpu_count() or 1)
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    quota = len(cores)
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if limit != "max":
-            quota = math.ceil(int(limit) / int(period))
-    except (OSError, ValueError):
-        pass
-    return max(1, min(len(cores), quota))
 
 
 def return_free_memory() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgevlm.cancel import CancelToken
+from edgevlm.errors import UsageError
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -20,10 +25,6 @@ PREFILL_CHUNK_TOKENS = 128
 TILE_BATCHES = (4, 1)
 MAX_EVENTS = 100_000
 """Events that a trace holds at most, so that a long-lived process does not grow."""
-
-
-class Cancelled(Exception):
-    """Raised by a running call after `cancel()`; the loop turns it into finish_reason 'cancelled'."""
 
 
 @dataclass(frozen=True)
@@ -58,30 +59,65 @@ class Timings:
         return end_s
 
 
+class Door:
+    """Lets one call at a time into a session, and none once it is closed."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._lock = threading.RLock()
+        self.is_closed = False
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Waits for the call that is inside. Raises UsageError after `close`."""
+        with self._lock:
+            if self.is_closed:
+                raise UsageError(f"the {self._what} is closed; load the package again")
+            yield
+
+    @contextmanager
+    def closing(self) -> Iterator[bool]:
+        """Waits for the call that is inside and shuts the door; the block is told whether it was open."""
+        with self._lock:
+            was_open, self.is_closed = not self.is_closed, True
+            yield was_open
+
+
 class Session(Protocol):
-    """One conversation's state on one backend. Not thread-safe, except `cancel` and `encode` beside the LM calls."""
+    """One conversation's state on one backend.
+
+    `encode` may run beside another call; of the other calls one waits for the other. A call that is given a
+    CancelToken raises Cancelled soon after that is set, at the latest at the next tile batch, chunk or token, and leaves
+    the cache with the whole chunks that were done. After `close` every call but `close` raises UsageError.
+    """
 
     capacity: int
     """Context length in tokens."""
+    reuse_step: int
+    """Which rows of the cache may stand for a computation from nothing: 1 where a row has the same bits however the
+    tokens were split into calls; else rows that `prefill` computed in whole chunks of this many, counted from the
+    cache's beginning, since the backend adds up in another order for other numbers of rows."""
     timings: Timings
 
     @property
     def n_past(self) -> int:
         """Tokens in the cache."""
 
-    def encode(self, tiles: Float32) -> Float32:
+    def encode(self, tiles: Float32, cancel: CancelToken | None = None) -> Float32:
         """Returns image features (C, V, D) of `tiles` (C, 3, S, S), in batches of 4 then 1.
 
         Loads the tower where it has been released.
         """
 
-    def prefill(self, segments: Sequence[Segment], positions: Int64) -> Float32:
+    def prefill(
+        self, segments: Sequence[Segment], positions: Int64, cancel: CancelToken | None = None
+    ) -> Float32:
         """Appends the segments (T tokens in all) in chunks of 128; returns the last row's logits (vocab,)."""
 
-    def step(self, token: int, position: int) -> Float32:
+    def step(self, token: int, position: int, cancel: CancelToken | None = None) -> Float32:
         """Appends one token; returns its logits (vocab,)."""
 
-    def score(self, ids: Int64, parents: Int64, positions: Int64) -> Float32:
+    def score(self, ids: Int64, parents: Int64, positions: Int64, cancel: CancelToken | None = None) -> Float32:
         """Returns logits (T, vocab) of a drafted tree without committing it.
 
         `parents[i]` is the index of node i's parent in `ids`, -1 for the last committed token.
@@ -102,8 +138,8 @@ class Session(Protocol):
     def release(self, part: Literal["vision", "kv"]) -> None:
         """Frees the vision weights or the cache; the next use brings them back."""
 
-    def cancel(self) -> None:
-        """Makes the running call raise Cancelled at the next tile batch, chunk or token. Safe from any thread."""
-
     def memory(self) -> MemoryReport:
         """Returns what is held now."""
+
+    def close(self) -> None:
+        """Waits for the call that runs and frees everything; closing twice is closing once."""

@@ -23,9 +23,9 @@ static int64_t partial_floats(const ev_context *context) {
     for (uint32_t i = 0; i < model->graphs[0].n_ops; ++i) {
         const ev_op *op = &model->ops[i];
         if (op->code != EV_OP_ATTEND) continue;
-        const int64_t units = context->capacity / ev_unit_keys(op->head_dim) + 2;
+        const int64_t units = ev_most_units(context, op), parts = (int64_t)ev_pool_threads(model->pool) * EV_PARTS;
         const int64_t decode = units * op->heads * EV_MAX_LOGIT_ROWS * (op->head_dim + 2);
-        const int64_t prefill = (int64_t)ev_pool_threads(model->pool) * EV_PARTS * EV_UNIT_ROWS * (op->head_dim + 2);
+        const int64_t prefill = parts * units * ev_attend_rows(context, op) * (op->head_dim + 2);
         if (decode > most) most = decode;
         if (prefill > most) most = prefill;
     }
@@ -152,7 +152,10 @@ static void copy_logits(const ev_context *context, float *logits, int32_t rows) 
         memcpy(logits + (int64_t)i * vocab, context->arena + graph->output + (int64_t)i * width, (size_t)vocab * sizeof(float));
 }
 
-ev_status ev_prefill(ev_context *context, const ev_segment *segments, int32_t n_segments, const int32_t *positions, float *logits) {
+static ev_status is_cancelled(const ev_context *context) { return ev_fail(EV_CANCELLED, "cancelled after %d tokens", context->n_past); }
+
+ev_status ev_prefill(ev_context *context, const ev_segment *segments, int32_t n_segments, const int32_t *positions, float *logits,
+                     const ev_cancel_flag *cancel) {
     const ev_plan_header *header = context->model->header;
     int64_t total = 0;
     for (int32_t i = 0; i < n_segments; ++i) {
@@ -169,7 +172,7 @@ ev_status ev_prefill(ev_context *context, const ev_segment *segments, int32_t n_
     float *input = context->arena + context->model->graphs[0].input;
     int32_t segment = 0, taken = 0;
     for (int64_t done = 0; done < total;) {
-        if (atomic_exchange(&context->cancelled, 0)) return ev_fail(EV_CANCELLED, "cancelled after %d tokens", context->n_past);
+        if (ev_is_cancelled(cancel)) return is_cancelled(context);
         const int32_t rows = total - done < header->chunk_tokens ? (int32_t)(total - done) : header->chunk_tokens;
         for (int32_t row = 0; row < rows;) {
             const ev_segment *source = &segments[segment];
@@ -188,50 +191,52 @@ ev_status ev_prefill(ev_context *context, const ev_segment *segments, int32_t n_
         }
         memcpy(context->positions, positions + done, (size_t)rows * sizeof *positions);
         done += rows;
-        ev_run_decoder(context, rows, done == total ? 1 : 0, 0);
+        if (ev_run_decoder(context, rows, done == total ? 1 : 0, 0, cancel)) return is_cancelled(context);
         context->n_past += rows;
     }
     copy_logits(context, logits, 1);
     return EV_OK;
 }
 
-ev_status ev_step(ev_context *context, int32_t token, int32_t position, float *logits) {
-    return ev_score(context, &token, 1, &position, logits);
+ev_status ev_step(ev_context *context, int32_t token, int32_t position, float *logits, const ev_cancel_flag *cancel) {
+    return ev_score(context, &token, 1, &position, logits, cancel);
 }
 
-static ev_status score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, int32_t tree_rows, float *logits) {
+static ev_status score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, int32_t tree_rows, float *logits,
+                       const ev_cancel_flag *cancel) {
     ev_run_embed(context, ids, 0, n);
     memcpy(context->positions, positions, (size_t)n * sizeof *positions);
-    ev_run_decoder(context, n, n, tree_rows);
+    if (ev_run_decoder(context, n, n, tree_rows, cancel)) return is_cancelled(context);
     copy_logits(context, logits, n);
     return EV_OK;
 }
 
-static ev_status check_scored(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions) {
+static ev_status check_scored(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, const ev_cancel_flag *cancel) {
     context->tree_rows = 0;
     ev_status status = check_room(context, n);
     if (!status && n > EV_MAX_LOGIT_ROWS)
         status = ev_fail(EV_ERROR_USAGE, "%d tokens are more than the %d that one call scores", n, EV_MAX_LOGIT_ROWS);
     if (!status) status = check_tokens(context, ids, positions, n);
-    if (!status && atomic_exchange(&context->cancelled, 0)) status = ev_fail(EV_CANCELLED, "cancelled after %d tokens", context->n_past);
+    if (!status && ev_is_cancelled(cancel)) status = is_cancelled(context);
     return status;
 }
 
-ev_status ev_score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, float *logits) {
-    ev_status status = check_scored(context, ids, n, positions);
-    if (!status) status = score(context, ids, n, positions, 0, logits);
+ev_status ev_score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, float *logits, const ev_cancel_flag *cancel) {
+    ev_status status = check_scored(context, ids, n, positions, cancel);
+    if (!status) status = score(context, ids, n, positions, 0, logits, cancel);
     if (!status) context->n_past += n;
     return status;
 }
 
-ev_status ev_score_tree(ev_context *context, const int32_t *ids, const int32_t *parents, int32_t n, const int32_t *positions, float *logits) {
-    ev_status status = check_scored(context, ids, n, positions);
+ev_status ev_score_tree(ev_context *context, const int32_t *ids, const int32_t *parents, int32_t n, const int32_t *positions, float *logits,
+                        const ev_cancel_flag *cancel) {
+    ev_status status = check_scored(context, ids, n, positions, cancel);
     for (int32_t i = 0; i < n && !status; ++i) {
         if (parents[i] < -1 || parents[i] >= i)
             return ev_fail(EV_ERROR_USAGE, "drafted token %d has parent %d; parents come before their children, -1 is the last committed token", i, parents[i]);
         context->tree[i] = (parents[i] < 0 ? 0 : context->tree[parents[i]]) | 1 << i;
     }
-    if (!status) status = score(context, ids, n, positions, n, logits);
+    if (!status) status = score(context, ids, n, positions, n, logits, cancel);
     if (!status) context->tree_rows = n;
     return status;
 }
@@ -280,8 +285,6 @@ ev_status ev_truncate(ev_context *context, int32_t n_tokens) {
 }
 
 int32_t ev_n_past(const ev_context *context) { return context->n_past; }
-
-void ev_cancel(ev_context *context) { atomic_store(&context->cancelled, 1); }
 
 /* A snapshot: the number of tokens, then per layer and KV head the used part of keys, values and their scales. */
 typedef struct {

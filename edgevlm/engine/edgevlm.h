@@ -1,16 +1,17 @@
 /* edgevlm's C ABI: a model (weights, kernels, threads) and contexts (one conversation's cache) on a compiled package.
  *
  * Versioned: EV_ABI_VERSION changes when a signature or a struct changes. Every function that can fail returns an
- * ev_status and leaves one sentence in ev_last_error() of the calling thread. No call allocates after ev_context_new
- * has returned, except a thread's first error. A context is used by one thread at a time, except ev_cancel. Results do not depend on the number of
- * threads. */
+ * ev_status and leaves one sentence in ev_last_error() of the calling thread. ev_prefill, ev_step, ev_score,
+ * ev_score_tree, ev_encode and ev_sampler_next allocate nothing, except a thread's first error. A context is used by one
+ * thread at a time; contexts of one model may be used by several threads at once, which take turns on the model's
+ * threads. Results depend neither on the number of threads nor on how a prompt was split into calls. */
 #ifndef EDGEVLM_H
 #define EDGEVLM_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#define EV_ABI_VERSION 4
+#define EV_ABI_VERSION 5
 
 #if defined(__GNUC__)
 #define EV_API __attribute__((visibility("default")))
@@ -31,8 +32,14 @@ typedef struct ev_model ev_model;
 typedef struct ev_context ev_context;
 typedef struct ev_tower ev_tower;
 
+/* Ends a call before its work is done: the caller sets it to anything but 0, from any thread or a signal handler, and
+ * the call returns EV_CANCELLED at its next operation. Each call is given its own, or NULL; the caller owns it, and keeps
+ * it until the call has returned. So a cancel ends the calls that were given it, and no other. After a cancelled call the
+ * context holds the whole chunks that were done, and can be used again. */
+typedef _Atomic int32_t ev_cancel_flag;
+
 typedef struct {
-    int32_t n_threads;        /* 0: one per physical core */
+    int32_t n_threads;        /* 0: as many as this process may use, at most 8. More than the machine has CPUs are refused */
     const char *variant;      /* NULL: the best that this CPU has; else a name such as "avx2" */
     int32_t fast_cores;       /* 1: worker threads stay on the fast cores, and n_threads 0 means as many, at most 4 */
 } ev_model_options;
@@ -70,13 +77,15 @@ EV_API void ev_context_free(ev_context *context);
 
 /* Appends the segments in chunks; positions has one entry per token; logits (vocab_size) of the last token. */
 EV_API ev_status ev_prefill(ev_context *context, const ev_segment *segments, int32_t n_segments,
-                            const int32_t *positions, float *logits);
-EV_API ev_status ev_step(ev_context *context, int32_t token, int32_t position, float *logits);
+                            const int32_t *positions, float *logits, const ev_cancel_flag *cancel);
+EV_API ev_status ev_step(ev_context *context, int32_t token, int32_t position, float *logits,
+                         const ev_cancel_flag *cancel);
 /* As ev_prefill for at most 16 tokens, with the logits of every token: (n, vocab_size). */
-EV_API ev_status ev_score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, float *logits);
+EV_API ev_status ev_score(ev_context *context, const int32_t *ids, int32_t n, const int32_t *positions, float *logits,
+                          const ev_cancel_flag *cancel);
 /* Scores a drafted tree without committing it: parents[i] < i is the node before node i, -1 the last committed token. */
 EV_API ev_status ev_score_tree(ev_context *context, const int32_t *ids, const int32_t *parents, int32_t n,
-                               const int32_t *positions, float *logits);
+                               const int32_t *positions, float *logits, const ev_cancel_flag *cancel);
 /* Commits a path from the root of the tree that the call before has scored. */
 EV_API ev_status ev_accept(ev_context *context, const int32_t *nodes, int32_t n);
 EV_API ev_status ev_truncate(ev_context *context, int32_t n_tokens);
@@ -106,9 +115,6 @@ typedef struct {
 } ev_limits;
 /* Measures this machine for about a second. */
 EV_API ev_status ev_model_limits(ev_model *model, ev_limits *limits);
-
-/* Makes the running call return EV_CANCELLED at the next chunk. Safe from any thread. */
-EV_API void ev_cancel(ev_context *context);
 
 /* ---- Pictures: how one is cut, and its pixels as the tower reads them ----
  *
@@ -186,8 +192,9 @@ typedef struct {
 EV_API ev_status ev_sampler_new(int32_t vocab_size, ev_sampler **sampler);
 /* Takes new parameters and begins the stream of random numbers of their seed. Greedy before the first call. */
 EV_API ev_status ev_sampler_begin(ev_sampler *sampler, const ev_sampling_params *params);
-/* `logits` (vocab_size); `history` holds every id so far, the prompt included. EV_ERROR_BACKEND when the largest logit
- * is not finite or one is not a number. */
+/* `logits` (vocab_size); `history` holds every id so far, the prompt's included and pictures' placeholders left out; an id
+ * without a logit, below 0 or past the vocabulary, counts as a placeholder. EV_ERROR_BACKEND when the largest logit is
+ * not finite or one is not a number. */
 EV_API ev_status ev_sampler_next(ev_sampler *sampler, const float *logits, const int32_t *history, int32_t n_history,
                                  int32_t *token);
 EV_API void ev_sampler_free(ev_sampler *sampler);
@@ -203,9 +210,8 @@ EV_API ev_status ev_tower_new(ev_model *model, ev_tower **tower);
 EV_API void ev_tower_info_get(const ev_tower *tower, ev_tower_info *info);
 /* pixels (n_tiles, n_channels, tile_px, tile_px) to features (n_tiles, tokens_per_tile, hidden_size), in batches of
  * max_batch and then one by one. */
-EV_API ev_status ev_encode(ev_tower *tower, const float *pixels, int32_t n_tiles, float *features);
-/* Makes the running ev_encode return EV_CANCELLED before its next operation. Safe from any thread. */
-EV_API void ev_tower_cancel(ev_tower *tower);
+EV_API ev_status ev_encode(ev_tower *tower, const float *pixels, int32_t n_tiles, float *features,
+                           const ev_cancel_flag *cancel);
 /* Unmaps the weights and frees the arena. */
 EV_API void ev_tower_free(ev_tower *tower);
 

@@ -5,12 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "affinity.h"
 #include "cpu.h"
 #include "internal.h"
+#include "processors.h"
 #include "tower.h"
 
 #if defined(__x86_64__)
@@ -263,22 +263,30 @@ static ev_status find_kernels(ev_model *model) {
     return EV_OK;
 }
 
-/* The fast cores, at most 4, or the processors that this thread may run on, at most 8. */
+/* More would cost memory and gain nothing. Eight are always allowed, so that whatever a phone can do can be tried anywhere. */
+enum { ALWAYS_ALLOWED_THREADS = 8 };
+
+/* The fast cores, at most 4, or the processors that this thread may use, at most 8. */
 static int32_t default_threads(int32_t n_fast) {
+    const int32_t n = ev_usable_cpus();
     if (n_fast > 0) return n_fast > 4 ? 4 : n_fast;
-    uint64_t mask[16] = {0};
-    int32_t n = 0;
-    if (syscall(SYS_sched_getaffinity, 0, sizeof mask, mask) <= 0) return 1;
-    for (size_t i = 0; i < sizeof mask / sizeof *mask; ++i)
-        for (uint64_t bits = mask[i]; bits; bits &= bits - 1) ++n;
-    return n < 1 ? 1 : n > 8 ? 8 : n;
+    return n > 8 ? 8 : n;
+}
+
+static ev_status check_threads(int32_t n_threads) {
+    const int32_t cpus = ev_machine_cpus(), usable = ev_usable_cpus(), most = cpus > usable ? cpus : usable;
+    if (n_threads >= 0 && n_threads <= (most > ALWAYS_ALLOWED_THREADS ? most : ALWAYS_ALLOWED_THREADS)) return EV_OK;
+    return ev_fail(EV_ERROR_USAGE, "%d threads were asked for, this machine has %d CPUs and this process may use %d of them; 0 takes what it may use",
+                   n_threads, most, usable);
 }
 
 ev_status ev_model_open(const char *directory, const ev_model_options *options, ev_model **result) {
     *result = NULL;
+    ev_status status = options ? check_threads(options->n_threads) : EV_OK;
+    if (status) return status;
     ev_model *model = calloc(1, sizeof *model);
     if (!model) return ev_fail(EV_ERROR_BACKEND, "out of memory");
-    ev_status status = (model->directory = strdup(directory)) ? EV_OK : ev_fail(EV_ERROR_BACKEND, "out of memory");
+    status = (model->directory = strdup(directory)) ? EV_OK : ev_fail(EV_ERROR_BACKEND, "out of memory");
     if (!status) status = ev_map_file(directory, "plan.bin", &model->plan_file);
     if (!status) status = ev_map_file(directory, "weights.bin", &model->weights_file);
     if (!status) status = check_plan(model);

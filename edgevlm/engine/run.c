@@ -111,8 +111,8 @@ static void attend_range(const ev_step_job *job, float *partial, int32_t kv_head
            op->kv_heads, op->n, context->capacity, job->n_past, job->tree_rows, op->window, kv_head, row_begin, row_end, key_begin, key_end);
 }
 
-/* Few rows: the cache is cut into units of (KV head, range of keys), shared out evenly; the merge follows. The cut does
- * not depend on the number of threads, so neither does the sum. */
+/* Few rows: the cache is cut into units of (KV head, range of keys), shared out evenly; the merge follows. The cut depends
+ * neither on the number of threads nor on the number of rows, so neither does the sum. */
 static int32_t decode_units(const ev_step_job *job) {
     const int32_t keys = job->n_past + job->rows, unit = ev_unit_keys(job->op->head_dim);
     return (keys + unit - 1) / unit;
@@ -143,19 +143,26 @@ static void merge_task(void *argument, int32_t part, int32_t n_parts) {
                                            rows, op->heads, op->kv_heads, op->heads * op->head_dim, kv_head, 0, rows);
 }
 
-/* Many rows: a unit is (KV head, 48 rows) over all keys; later rows see more keys, so units are dealt in turn. */
+/* Many rows: a block is (KV head, up to 48 rows) over all the keys that its last row sees; later rows see more keys, so
+ * blocks are dealt in turn. Its keys are cut and merged as those of few rows are. Of what a row does not see, whole units
+ * or single keys, the merge adds nothing but zeros. */
 static void attend_prefill_task(void *argument, int32_t part, int32_t n_parts) {
     const ev_step_job *job = argument;
     const ev_context *context = job->context;
     const ev_op *op = job->op;
-    const int32_t rows = job->rows * (op->heads / op->kv_heads), units = (rows + EV_UNIT_ROWS - 1) / EV_UNIT_ROWS;
-    float *partial = context->partials + (int64_t)part * EV_UNIT_ROWS * (op->head_dim + 2);
-    for (int32_t i = part; i < op->kv_heads * units; i += n_parts) {
-        const int32_t begin = i % units * EV_UNIT_ROWS, end = begin + EV_UNIT_ROWS < rows ? begin + EV_UNIT_ROWS : rows;
-        attend_range(job, partial, i / units, begin, end, 0, job->n_past + job->rows);
+    const int32_t group = op->heads / op->kv_heads, rows = job->rows * group, unit = ev_unit_keys(op->head_dim);
+    const int32_t together = ev_attend_rows(context, op), blocks = (rows + together - 1) / together, width = op->head_dim + 2;
+    float *partials = context->partials + (int64_t)part * ev_most_units(context, op) * together * width;
+    for (int32_t i = part; i < op->kv_heads * blocks; i += n_parts) {
+        const int32_t begin = i % blocks * together, end = begin + together < rows ? begin + together : rows, n = end - begin;
+        const int32_t keys = job->n_past + (end - 1) / group + 1, units = (keys + unit - 1) / unit;
+        for (int32_t u = 0; u < units; ++u) {
+            const int32_t first = u * unit, last = first + unit < keys ? first + unit : keys;
+            attend_range(job, partials + (int64_t)u * n * width, i / blocks, begin, end, first, last);
+        }
         /* The merge addresses rows from 0: give it the partials as if they began there. */
-        ((ev_merge_fn)job->kernels->merge)(partial - (int64_t)begin * (op->head_dim + 2), context->arena + op->out, 1, rows, op->heads, op->kv_heads,
-                                           op->heads * op->head_dim, i / units, begin, end);
+        ((ev_merge_fn)job->kernels->merge)(partials - (int64_t)begin * width, context->arena + op->out, units, n, op->heads, op->kv_heads,
+                                           op->heads * op->head_dim, i / blocks, begin, end);
     }
 }
 
@@ -175,7 +182,7 @@ void ev_run_embed(ev_context *context, const int32_t *ids, int32_t row, int32_t 
     ev_pool_run_parts(model->pool, n == 1 ? 1 : ev_pool_threads(model->pool), embed_task, &job);
 }
 
-void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t tree_rows) {
+ev_status ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t tree_rows, const ev_cancel_flag *cancel) {
     ev_model *model = context->model;
     const ev_plan_graph *graph = &model->graphs[0];
     int turned = 0;
@@ -186,6 +193,7 @@ void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t
             job.first_row = job.op->code == EV_OP_QUANTISE ? rows - n_logits : 0;
         }
         if (job.rows == 0) continue;
+        if (ev_is_cancelled(cancel)) return EV_CANCELLED;
         job.tile_rows = tile_rows_for(model->variant, job.rows);
         const int32_t parts = ev_pool_threads(model->pool) * (job.rows == 1 ? 1 : EV_PARTS);
         const double start = context->profiled ? ev_seconds() : 0;
@@ -205,4 +213,5 @@ void ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t
         }
         if (context->profiled) ev_profile_add(context, i, job.rows, ev_seconds() - start);
     }
+    return EV_OK;
 }

@@ -183,8 +183,7 @@ static ev_status take_logits(ev_sampler *sampler, const float *logits, const int
     if (sampler->params.repetition_penalty != 1.0) {
         for (int32_t i = 0; i < n_history; ++i) {
             const int32_t id = history[i];
-            if (id < 0 || id >= n) return ev_fail(EV_ERROR_USAGE, "token id %d of the history is outside 0..%d", id, n - 1);
-            sampler->logits[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty;
+            if (id >= 0 && id < n) sampler->logits[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty;
         }
     }
     if (sampler->params.temperature != 0.0 && sampler->params.temperature != 1.0) {

@@ -24,6 +24,7 @@ struct ev_pool {
     _Atomic int32_t n_parts, unfinished;
     _Atomic uint32_t wake; /* futex word: raised for each run */
     _Atomic int32_t sleepers, stop;
+    _Atomic uint32_t turn; /* futex word: 0 free, 1 a caller's task runs, 2 and other callers may wait for their turn */
     pthread_t threads[];
 };
 
@@ -98,11 +99,23 @@ static void wake_sleepers(ev_pool *pool) {
     if (atomic_load(&pool->sleepers)) wake_all(&pool->wake);
 }
 
+/* Callers from several threads, each with a context of its own, run one task after the other. */
+static void take_turn(ev_pool *pool) {
+    uint32_t free = 0;
+    if (atomic_compare_exchange_strong(&pool->turn, &free, 1)) return;
+    while (atomic_exchange(&pool->turn, 2)) sleep_on(&pool->turn, 2);
+}
+
+static void end_turn(ev_pool *pool) {
+    if (atomic_exchange(&pool->turn, 0) == 2) wake_all(&pool->turn);
+}
+
 void ev_pool_run_parts(ev_pool *pool, int32_t n_parts, ev_task task, void *argument) {
     if (pool->n_threads == 1 || n_parts == 1) {
         for (int32_t i = 0; i < n_parts; ++i) task(argument, i, n_parts);
         return;
     }
+    take_turn(pool);
     pool->task = task;
     pool->argument = argument;
     atomic_store_explicit(&pool->n_parts, n_parts, memory_order_relaxed);
@@ -114,6 +127,7 @@ void ev_pool_run_parts(ev_pool *pool, int32_t n_parts, ev_task task, void *argum
     for (int i = 0; atomic_load_explicit(&pool->unfinished, memory_order_acquire); ++i)
         if (i < SPINS) relax();
         else sched_yield();
+    end_turn(pool);
 }
 
 void ev_pool_run(ev_pool *pool, ev_task task, void *argument) { ev_pool_run_parts(pool, pool->n_threads, task, argument); }

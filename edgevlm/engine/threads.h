@@ -15,7 +15,7 @@ ev_pool *ev_pool_new(int32_t n_threads);
 ev_pool *ev_pool_new_on(int32_t n_threads, uint64_t cpus);
 int32_t ev_pool_threads(const ev_pool *pool);
 /* Calls task(argument, i, n_parts) once for each part, in any order and on any thread; returns when all have finished.
- * One caller at a time. */
+ * Callers from several threads take turns: the tasks run one after the other. A task must not run another. */
 void ev_pool_run_parts(ev_pool *pool, int32_t n_parts, ev_task task, void *argument);
 /* The same with as many parts as threads. */
 void ev_pool_run(ev_pool *pool, ev_task task, void *argument);

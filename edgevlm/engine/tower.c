@@ -135,15 +135,14 @@ void ev_tower_info_get(const ev_tower *tower, ev_tower_info *info) {
                             tower->graph->max_rows, tower->weights_file.size, tower->block_bytes};
 }
 
-ev_status ev_encode(ev_tower *tower, const float *pixels, int32_t n_tiles, float *features) {
+ev_status ev_encode(ev_tower *tower, const float *pixels, int32_t n_tiles, float *features, const ev_cancel_flag *cancel) {
     if (n_tiles < 1 || !pixels || !features) return ev_fail(EV_ERROR_USAGE, "ev_encode needs pixels of at least one tile, and room for features");
-    atomic_store(&tower->cancelled, 0); /* a cancel is for the call that runs, not for the next */
     const ev_op *last = last_op(tower);
     const int64_t stride = last->code == EV_OP_NORM ? last->k : last->n, width = tower->model->header->hidden_size;
     const int64_t side = tower->model->ops[tower->graph->first_op].window;
     for (int32_t done = 0; done < n_tiles;) {
         const int32_t batch = n_tiles - done >= tower->graph->max_rows ? tower->graph->max_rows : 1;
-        const ev_status status = ev_run_tower(tower, pixels + 3 * side * side * done, batch);
+        const ev_status status = ev_run_tower(tower, pixels + 3 * side * side * done, batch, cancel);
         if (status) return status;
         const float *rows = tower->arena + tower->graph->output;
         for (int64_t row = 0; row < (int64_t)batch * last->rows; ++row)
@@ -152,8 +151,6 @@ ev_status ev_encode(ev_tower *tower, const float *pixels, int32_t n_tiles, float
     }
     return EV_OK;
 }
-
-void ev_tower_cancel(ev_tower *tower) { atomic_store(&tower->cancelled, 1); }
 
 void ev_tower_free(ev_tower *tower) {
     if (!tower) return;

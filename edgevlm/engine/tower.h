@@ -53,7 +53,6 @@ struct ev_tower {
     const ev_plan_graph *graph;
     ev_mapping weights_file;
     ev_pool *pool;
-    _Atomic int32_t cancelled;
     float *arena;
     ev_codes codes[2]; /* a GELU writes the one that it does not read */
     int32_t present;   /* the one that the next linear reads */
@@ -85,7 +84,7 @@ ev_status ev_find_tower_kernels(const ev_model *model, const ev_op *op, ev_op_ke
 /* The vision encoder's graph, NULL when there is none. */
 const ev_plan_graph *ev_tower_graph(const ev_model *model);
 
-/* Runs the operations on `n_tiles` tiles of pixels. EV_CANCELLED as soon as ev_tower_cancel is seen. */
-ev_status ev_run_tower(ev_tower *tower, const float *pixels, int32_t n_tiles);
+/* Runs the operations on `n_tiles` tiles of pixels. EV_CANCELLED as soon as `cancel` is set. */
+ev_status ev_run_tower(ev_tower *tower, const float *pixels, int32_t n_tiles, const ev_cancel_flag *cancel);
 
 #endif

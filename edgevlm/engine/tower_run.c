@@ -242,11 +242,11 @@ static void run_attention(ev_tower_job *job) {
     }
 }
 
-ev_status ev_run_tower(ev_tower *tower, const float *pixels, int32_t n_tiles) {
+ev_status ev_run_tower(ev_tower *tower, const float *pixels, int32_t n_tiles, const ev_cancel_flag *cancel) {
     const ev_model *model = tower->model;
     const ev_plan_graph *graph = tower->graph;
     for (uint32_t i = graph->first_op; i < graph->first_op + graph->n_ops; ++i) {
-        if (atomic_load_explicit(&tower->cancelled, memory_order_relaxed)) return ev_fail(EV_CANCELLED, "cancelled in the vision encoder");
+        if (ev_is_cancelled(cancel)) return ev_fail(EV_CANCELLED, "cancelled in the vision encoder");
         ev_tower_job job = {.tower = tower, .op = &model->ops[i], .kernels = &model->kernels[i], .pixels = pixels, .n_tiles = n_tiles};
         job.rows = n_tiles * job.op->rows;
         job.tile_rows = model->variant->prefill_rows;

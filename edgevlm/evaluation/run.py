@@ -6,7 +6,6 @@ and the picture in whole chunks, so that every answer is the one that a call of 
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 import time
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from edgevlm.backends.opening import KvBits, choose_backend, kv_bits_per_layer
-from edgevlm.backends.session import PREFILL_CHUNK_TOKENS
 from edgevlm.errors import UsageError
 from edgevlm.evaluation.question_set import Question, QuestionSet, choose
 from edgevlm.evaluation.results import FORMAT, Answer, Evaluation, MeanCost, PictureCost, Tiling
@@ -58,7 +56,7 @@ def evaluate(
     per_layer = kv_bits_per_layer(package, backend, kv_bits)
     start = time.perf_counter()
     with load(package_dir, **arguments, tiling=None if tiling is None else rule) as model:
-        keep_answers_equal(model)
+        keep_tower(model)
         chosen = choose(questions.questions, limit, seed)
         answers, costs = ask_all(model, questions, chosen, max_new_tokens, progress)
         elapsed_s = time.perf_counter() - start
@@ -68,10 +66,8 @@ def evaluate(
     )  # fmt: skip
 
 
-def keep_answers_equal(model: Model) -> None:
-    """Lets `model` answer questions one after the other as quickly as it can with the answers of separate calls."""
-    npu = model.package.manifest.npu
-    model.loop.reuse_step = PREFILL_CHUNK_TOKENS if npu is None else math.lcm(PREFILL_CHUNK_TOKENS, npu.chunk_tokens)
+def keep_tower(model: Model) -> None:
+    """Lets `model` encode one picture after the other without loading the tower for each."""
     if model.encoder is not None:
         model.encoder.keep_tower = True
 

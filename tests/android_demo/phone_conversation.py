@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import edgevlm
 from edgevlm.backends.native_picture import image_spec
+from edgevlm.cancel import CancelToken
 from edgevlm.generate import Response
 from edgevlm.image import load_image
 from edgevlm.package import Package
@@ -77,15 +78,17 @@ def ask_python(package: Path, questions: Sequence[Question], max_new_tokens: int
         pixels: list[bytes] = []
         given: list[tuple[int, tuple[Run, ...]]] = []
 
-        def encode_recorded(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        def encode_recorded(tiles: NDArray[np.float32], cancel: CancelToken) -> NDArray[np.float32]:
             pixels.append(np.asarray(tiles, np.float32).tobytes())
-            features.append(encode(tiles))
+            features.append(encode(tiles, cancel))
             return features[-1]
 
-        def prefill_recorded(segments: Sequence[NDArray[Any]], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        def prefill_recorded(
+            segments: Sequence[NDArray[Any]], positions: NDArray[np.int64], cancel: CancelToken
+        ) -> NDArray[np.float32]:
             rows = np.concatenate([part.reshape(-1, part.shape[-1]) for part in features]) if features else None
             given.append((int(positions[0]), tuple(_run(segment, rows) for segment in segments)))
-            return prefill(segments, positions)
+            return prefill(segments, positions, cancel)
 
         # mypy knows methods only as what the class says.
         setattr(session, "encode", encode_recorded)  # noqa: B010

@@ -109,3 +109,9 @@ def test_sampling_is_pythons(picture_package: Path, classes: Path, jni: Path, tm
         response = model.generate("Tell me a story.", max_new_tokens=NEW_TOKENS, **options)
         greedy = model.generate("Tell me a story.", max_new_tokens=NEW_TOKENS)
     assert result["ids"] == list(response.token_ids) != list(greedy.token_ids)
+
+
+def test_options_are_pythons(java: Any, classes: Path) -> None:
+    """Every row of the table that tests/edgevlm/test_generate.py runs too."""
+    table = Path(__file__).parents[1] / "generation_options.json"
+    assert "1 checks, 0 failed" in java(classes, "org.edgevlm.OptionsChecks", table)

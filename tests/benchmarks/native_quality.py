@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgevlm.backends.native import NativeSession
 from edgevlm.backends.onnx import OnnxSession
+from edgevlm.backends.ort import cancellable
 from edgevlm.package import Package, open_package
 from edgevlm.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ def onnx_logits(package: Package, ids: NDArray[np.int64], noise: float) -> Float
     random = np.random.default_rng(0)
     for start in range(0, len(ids), ROWS):
         part = ids[start : start + ROWS]
-        with session._calls.running() as running:
+        with cancellable(None) as running:
             session._ids[0, : len(part)] = part
             session._embed_rows(len(part), 0, running)
             session._embeds[0, : len(part)] *= 1 + noise * random.uniform(-1, 1, (len(part), 1))

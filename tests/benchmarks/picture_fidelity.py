@@ -30,7 +30,7 @@ from edgevlm.backends.native_library import host_arch, library_path
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.evaluation.question_set import QuestionSet, choose, open_set
 from edgevlm.evaluation.results import Evaluation, compare, read_results, write_results
-from edgevlm.evaluation.run import DEFAULT_MAX_NEW_TOKENS, ask_all, assemble, keep_answers_equal
+from edgevlm.evaluation.run import DEFAULT_MAX_NEW_TOKENS, ask_all, assemble, keep_tower
 from edgevlm.generate import PictureRun
 from edgevlm.model import Model, as_messages, load
 from edgevlm.package import Package, open_package
@@ -222,7 +222,7 @@ class Fidelity:
     def opened(self, cell: Cell, package: Package) -> tuple[Model, str]:
         """The package ready for questions, with the features that another cell's same tower made, and its backend."""
         model, backend = opened(cell, package, self.threads)
-        keep_answers_equal(model)
+        keep_tower(model)
         session: Any = model.session
         share_features(session, self._features.setdefault((cell.vision, type(session.tower)), {}))
         return model, backend

@@ -24,7 +24,7 @@ from PIL import Image
 from edgevlm.backends.opening import choose_backend
 from edgevlm.evaluation.question_set import QuestionSet, choose, open_set
 from edgevlm.evaluation.results import Answer, Evaluation, PictureCost, read_results, write_results
-from edgevlm.evaluation.run import DEFAULT_MAX_NEW_TOKENS, ask_all, assemble, keep_answers_equal
+from edgevlm.evaluation.run import DEFAULT_MAX_NEW_TOKENS, ask_all, assemble, keep_tower
 from edgevlm.evaluation.tilings import measured_tiling
 from edgevlm.model import load
 from edgevlm.package import Package, open_package
@@ -99,7 +99,7 @@ class Bench:
                 new.append(group)
         if new:
             with load(self.package.path, **self.load_arguments, tiling=rule) as model:
-                keep_answers_equal(model)
+                keep_tower(model)
                 asked = ask_all(model, self.questions, new, DEFAULT_MAX_NEW_TOKENS)
             answers += asked[0]
             costs += asked[1]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import edgevlm
+from edgevlm.cancel import CancelToken
 from edgevlm.chat import Conversation
 from edgevlm.errors import BackendError, ContextFullError, ImageError, ParityError, UsageError
 from edgevlm.generate import Response
@@ -74,6 +75,7 @@ def test_stream_joins_to_the_answer(model: Model) -> None:
 
 
 def test_turns_and_pictures_reuse_the_prefix_and_change_nothing(model: Model, tiny: Path) -> None:
+    model.session.reuse_step = 1
     talk = model.chat(system="Be short.")
     assert ask(talk, "hello").n_reused_tokens == 0
     talk.attach(picture(1))
@@ -122,7 +124,7 @@ def test_an_equal_picture_is_encoded_once(model: Model) -> None:
 def test_features_are_dropped_oldest_first(model: Model, tiny: Path) -> None:
     encoder = model.encoder
     assert encoder is not None
-    flag = threading.Event()
+    flag = CancelToken()
     pictures = [model.picture(picture(seed)) for seed in range(3)]
     size = encoder.features(pictures[0], flag).nbytes
     encoder.cache_bytes = 2 * size
@@ -137,6 +139,7 @@ def test_features_are_dropped_oldest_first(model: Model, tiny: Path) -> None:
 
 
 def test_regenerate_and_edit_use_the_prefix(model: Model, tiny: Path) -> None:
+    model.session.reuse_step = 1
     talk = model.chat()
     talk.attach(picture(1))
     first = ask(talk, "what is this?")
@@ -186,21 +189,22 @@ def test_cancel_between_tokens_keeps_the_turn(model: Model, tiny: Path) -> None:
 def test_cancel_while_a_picture_is_encoded_keeps_it_attached(model: Model, tiny: Path) -> None:
     talk = model.chat()
     encode, calls = model.session.encode, []
+    asked = threading.Event()
 
-    def slow(tiles: Any) -> Any:
+    def slow(tiles: Any, cancel: CancelToken | None = None) -> Any:
         calls.append(1)
+        asked.wait(10)
         model.cancel()
-        return encode(tiles)
+        return encode(tiles, cancel)
 
     model.session.encode = slow  # type: ignore[method-assign]
     talk.attach(picture(1, 100, 100))
-    response = ask(talk, "what is this?")
+    chunks = talk.send("what is this?", max_new_tokens=6)
+    asked.set()
+    response = finish(chunks)
     model.session.encode = encode  # type: ignore[method-assign]
-    if response.finish_reason != "cancelled":  # the cancel came before the question
-        assert len(calls) >= 1
-    else:
-        assert talk.turns == []
-        response = ask(talk, "what is this?")
+    assert response.finish_reason == "cancelled" and calls and talk.turns == []
+    response = ask(talk, "what is this?")
     assert response.finish_reason == "length" and response.n_tiles == 10
     assert response.token_ids == replay(tiny, talk).token_ids
 
@@ -209,10 +213,10 @@ def test_cancel_while_waiting_for_a_picture(model: Model, tiny: Path) -> None:
     talk = model.chat()
     encode, entered, leave = model.session.encode, threading.Event(), threading.Event()
 
-    def stuck(tiles: Any) -> Any:
+    def stuck(tiles: Any, cancel: CancelToken | None = None) -> Any:
         entered.set()
         leave.wait(10)
-        return encode(tiles)
+        return encode(tiles, cancel)
 
     model.session.encode = stuck  # type: ignore[method-assign]
     talk.attach(picture(1))
@@ -242,6 +246,59 @@ def test_cancel_inside_prefill_leaves_the_conversation_as_it_was(model: Model, t
     assert response.finish_reason == "cancelled" and talk.turns == turns
     response = ask(talk, "word " * 40)
     assert response.token_ids == replay(tiny, talk).token_ids
+
+
+def test_a_cancel_while_nothing_runs_ends_nothing(model: Model) -> None:
+    expected = model.generate("hello", max_new_tokens=6)
+    for _ in range(3):
+        model.cancel()
+    found = model.generate("hello", max_new_tokens=6)
+    assert (found.finish_reason, found.token_ids) == ("length", expected.token_ids)
+
+
+def test_a_cancel_from_the_calls_beginning_on_ends_it(model: Model) -> None:
+    """Before the first chunk is asked for, and while the call's picture is still decoded."""
+    chunks = model.stream("hello", max_new_tokens=6)
+    model.cancel()
+    assert finish(chunks).finish_reason == "cancelled"
+    decode = model.picture
+
+    def slow(source: Any) -> Any:
+        model.cancel()
+        return decode(source)
+
+    model.picture = slow  # type: ignore[method-assign]
+    assert model.generate("hello", [picture(1)], max_new_tokens=6).finish_reason == "cancelled"
+    model.picture = decode  # type: ignore[method-assign]
+    assert model.generate("hello", [picture(1)], max_new_tokens=6).finish_reason == "length"
+
+
+def test_a_call_that_was_begun_and_not_run_takes_no_cancel_away(model: Model) -> None:
+    first = model.stream("hello", max_new_tokens=50)
+    model.stream("never asked for", max_new_tokens=6)
+    next(first)
+    model.cancel()
+    assert finish(first).finish_reason == "cancelled"
+
+
+def test_what_is_closed_refuses(tiny: Path) -> None:
+    model = load(tiny, threads=1)
+    talk = model.chat()
+    ask(talk, "hello")
+    running = talk.send("and?", max_new_tokens=50)
+    next(running)
+    model.close()
+    model.close()
+    model.cancel()
+    assert finish(running).finish_reason == "cancelled"  # closing ends what runs
+    for call in (
+        lambda: model.generate("hi"), lambda: talk.send("hi"), lambda: talk.regenerate(), lambda: talk.attach(picture()),
+        lambda: model.session.prefill([np.zeros(2, np.int64)], np.arange(2)), lambda: model.session.step(1, 0),
+        lambda: model.session.encode(np.zeros((1, 3, 28, 28), np.float32)), lambda: model.session.truncate(0),
+        lambda: model.session.release("kv"), lambda: model.session.snapshot(),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="is closed; load the package again"):
+            call()
 
 
 # ---- refusals

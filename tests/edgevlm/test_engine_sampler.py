@@ -161,7 +161,23 @@ def test_parameters_out_of_range_are_refused(field: str, value: float, engine: N
             engine.call("ev_sampler_begin", handle, ctypes.byref(params))
 
 
-def test_logits_and_ids_that_no_token_can_be_chosen_from(engine: NativeLibrary) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_without_a_logit_are_no_history(engine: NativeLibrary, temperature: float) -> None:
+    """A picture's placeholder may be one past the head, -200, or anything: it is as if it were not there."""
+    params = SamplingParams(temperature=temperature, repetition_penalty=3.0, seed=4)
+    rng = np.random.default_rng(2)
+    with NativeSampler(engine, 50, params) as native:
+        for _ in range(50):
+            logits = rng.standard_normal(50).astype(np.float32)
+            text = rng.integers(0, 50, 30).tolist()
+            mixed = [50, *text[:9], -1, -200, *text[9:], 2**31 - 1]
+            native.begin(params)
+            expected = native(logits, text)
+            native.begin(params)
+            assert native(logits, mixed) == expected == Sampler(params)(logits, text) == Sampler(params)(logits, mixed)
+
+
+def test_logits_that_no_token_can_be_chosen_from(engine: NativeLibrary) -> None:
     params = SamplingParams(temperature=1.0, repetition_penalty=1.1, seed=0)
     nan, inf = np.float32(np.nan), np.float32(np.inf)
     for bad in ([1, nan, 2], [nan] * 3, [1, inf, 2], [-inf] * 3):
@@ -170,11 +186,7 @@ def test_logits_and_ids_that_no_token_can_be_chosen_from(engine: NativeLibrary) 
             native(logits, [])
         with pytest.raises(BackendError):
             Sampler(params)(logits, [])
-    logits = np.zeros(3, np.float32)
     with NativeSampler(engine, 3, params) as native:
-        for history in ([3], [-1], [2**31 - 1]):
-            with pytest.raises(UsageError, match="history"):
-                native(logits, history)
         with pytest.raises(UsageError, match="shape"):
             native(np.zeros(4, np.float32), [])
     for n in (0, -5, (1 << 24) + 1):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgevlm.backends.session import PREFILL_CHUNK_TOKENS
 from edgevlm.model import Model, load
 from export.pipeline import ExportOptions, export_package
 from tests import tiny as checkpoints
@@ -67,7 +68,8 @@ def test_a_quantised_model_talks_about_pictures(make: Callable[[Path], Path], tm
         talk.attach(picture(1, 32, 32))
         second = [chunk.response for chunk in talk.send("And this?", max_new_tokens=5)][-1]
         assert first is not None and second is not None
-        assert second.n_reused_tokens >= first.n_prompt_tokens > first.n_image_tokens > 0
+        n_whole = first.n_prompt_tokens - first.n_prompt_tokens % PREFILL_CHUNK_TOKENS
+        assert second.n_reused_tokens == n_whole and first.n_prompt_tokens > first.n_image_tokens > 0
         pictures = [p.image for turn in talk.turns for p in turn.pictures]
         with load(path, threads=1) as fresh:
             assert fresh.generate(talk.messages[:-1], pictures, max_new_tokens=5).token_ids == second.token_ids

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgevlm.backends.onnx import OnnxSession
-from edgevlm.backends.session import Cancelled
+from edgevlm.cancel import Cancelled, CancelToken
 from edgevlm.errors import BackendError, UsageError
 from edgevlm.generate import (
     GenerationOptions,
@@ -56,10 +55,10 @@ def features(key: Hashable) -> Any:
     return FEATURES
 
 
-def run(loop: TokenLoop, prompt: Prompt, n: int = 12, cancelled: threading.Event | None = None, **options: Any) -> Any:
+def run(loop: TokenLoop, prompt: Prompt, n: int = 12, cancelled: CancelToken | None = None, **options: Any) -> Any:
     """Returns the pieces of text and the response."""
     chosen = GenerationOptions(max_new_tokens=n, **options)
-    chunks = list(loop.run(prompt, features, Letters(), chosen, cancelled or threading.Event()))
+    chunks = list(loop.run(prompt, features, Letters(), chosen, cancelled or CancelToken()))
     assert chunks[-1].response is not None and all(chunk.response is None for chunk in chunks[:-1])
     return [chunk.text for chunk in chunks], chunks[-1].response
 
@@ -70,7 +69,10 @@ def greedy(oracle: Recompute, parts: list[Any], n: int) -> list[int]:
 
 @pytest.fixture
 def session(tiny: Path) -> OnnxSession:
-    return OnnxSession(open_package(tiny), threads=1)
+    """A session whose rows the loop takes for equal however they were computed, as the native engine's are."""
+    session = OnnxSession(open_package(tiny), threads=1)
+    session.reuse_step = 1
+    return session
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_an_answer_is_reused_and_an_equal_prompt_computes_one_token(loop: TokenL
 def test_another_picture_under_equal_text_is_not_reused(loop: TokenLoop) -> None:
     run(loop, prompt_of(ids(5), PictureRun("cat", 0, 4), ids(5)))
     other = prompt_of(ids(5), PictureRun("dog", 0, 4), ids(5))
-    chunks = loop.run(other, lambda key: -FEATURES, Letters(), GenerationOptions(2), threading.Event())
+    chunks = loop.run(other, lambda key: -FEATURES, Letters(), GenerationOptions(2), CancelToken())
     assert [chunk.response for chunk in chunks][-1].n_reused_tokens == 5  # type: ignore[union-attr]
 
 
@@ -204,7 +206,7 @@ def test_text_is_shown_as_soon_as_no_stop_text_can_begin_in_it() -> None:
 
 @pytest.mark.parametrize("n_steps", [0, 1, 5])
 def test_cancel_between_tokens_keeps_what_was_said(loop: TokenLoop, session: OnnxSession, n_steps: int) -> None:
-    cancelled = threading.Event()
+    cancelled = CancelToken()
     chunks = loop.run(prompt_of(ids(9)), features, Letters(), GenerationOptions(12), cancelled)
     texts = [next(chunks).text for _ in range(n_steps)]
     cancelled.set()
@@ -218,16 +220,16 @@ def test_cancel_between_tokens_keeps_what_was_said(loop: TokenLoop, session: Onn
 
 
 def test_cancel_inside_prefill_reuses_the_chunks_done(loop: TokenLoop, session: OnnxSession, oracle: Recompute) -> None:
-    original, calls = session._decode, []
+    original, calls, token = session._decode, [], CancelToken()
 
     def decode(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
-            session.cancel()
+            token.set()
         return original(*args, **kwargs)
 
     session._decode = decode  # type: ignore[method-assign]
-    _, response = run(loop, prompt_of(ids(300)))
+    _, response = run(loop, prompt_of(ids(300)), cancelled=token)
     session._decode = original  # type: ignore[method-assign]
     assert response.finish_reason == "cancelled" and response.token_ids == ()
     _, again = run(loop, prompt_of(ids(300)))
@@ -240,13 +242,13 @@ def test_cancel_while_waiting_for_a_picture(loop: TokenLoop) -> None:
         raise Cancelled
 
     prompt = prompt_of(ids(5), PictureRun("cat", 0, 4), ids(5))
-    chunks = list(loop.run(prompt, waits, Letters(), GenerationOptions(3), threading.Event()))
+    chunks = list(loop.run(prompt, waits, Letters(), GenerationOptions(3), CancelToken()))
     assert chunks[-1].response is not None and chunks[-1].response.finish_reason == "cancelled"
     assert run(loop, prompt)[1].finish_reason == "length"
 
 
 def test_a_stream_that_is_dropped_leaves_the_loop_usable(loop: TokenLoop, oracle: Recompute) -> None:
-    chunks = loop.run(prompt_of(ids(9)), features, Letters(), GenerationOptions(12), threading.Event())
+    chunks = loop.run(prompt_of(ids(9)), features, Letters(), GenerationOptions(12), CancelToken())
     next(chunks)
     next(chunks)
     chunks.close()  # type: ignore[attr-defined]
@@ -264,8 +266,8 @@ def test_the_context_ends_the_answer(tiny: Path) -> None:
 def test_logits_that_are_not_finite_are_an_error(loop: TokenLoop, session: OnnxSession, value: float) -> None:
     original = session.step
 
-    def step(token: int, position: int) -> Any:
-        logits = original(token, position)
+    def step(token: int, position: int, cancel: CancelToken | None = None) -> Any:
+        logits = original(token, position, cancel)
         logits[17] = value
         return logits
 
@@ -274,6 +276,90 @@ def test_logits_that_are_not_finite_are_an_error(loop: TokenLoop, session: OnnxS
         run(loop, prompt_of(ids(9)))
     session.step = original  # type: ignore[method-assign]
     assert run(loop, prompt_of(ids(9)))[1].finish_reason == "length"
+
+
+def whole_chunks(tiny: Path) -> TokenLoop:
+    """The loop as onnxruntime needs it: sums differ in their order between one row and many."""
+    return TokenLoop(OnnxSession(open_package(tiny), threads=1), ())
+
+
+def test_only_whole_chunks_of_prefill_are_reused(tiny: Path, oracle: Recompute) -> None:
+    """Not the rows of a chunk's rest, nor those of an answer, which were computed in other company."""
+    loop = whole_chunks(tiny)
+    prompt = ids(200)
+    _, first = run(loop, prompt_of(prompt), 70)
+    _, again = run(loop, prompt_of(prompt), 70)
+    assert again.n_reused_tokens == 128 and again.token_ids == first.token_ids
+    longer = np.array([*prompt, *first.token_ids, *ids(9)])
+    _, third = run(loop, prompt_of(longer), 4)
+    assert third.n_reused_tokens == 128  # 256 rows are there, the second chunk as a rest and single steps
+    _, fourth = run(loop, prompt_of(np.array([*longer, 1])), 4)
+    assert fourth.n_reused_tokens == 256
+    assert list(fourth.token_ids) == greedy(oracle, [np.array([*longer, 1])], 4)
+    assert run(loop, prompt_of(ids(100)), 4)[1].n_reused_tokens == 0
+
+
+def test_a_cancelled_prefill_leaves_whole_chunks(tiny: Path) -> None:
+    loop = whole_chunks(tiny)
+    session: Any = loop._session
+    original, token = session._decode, CancelToken()
+
+    def decode(n_rows: int, positions: Any, n_past: int, *args: Any, **kwargs: Any) -> Any:
+        if n_past == 128:
+            token.set()
+        return original(n_rows, positions, n_past, *args, **kwargs)
+
+    session._decode = decode
+    assert run(loop, prompt_of(ids(300)), cancelled=token)[1].finish_reason == "cancelled"
+    session._decode = original
+    assert run(loop, prompt_of(ids(300)))[1].n_reused_tokens == 128
+
+
+def test_a_cancel_before_the_first_stage_ends_the_call(loop: TokenLoop, session: OnnxSession) -> None:
+    run(loop, prompt_of(ids(9)), 3)
+    token, before = CancelToken(), session.timings.n_prefill_tokens
+    token.set()
+    prompt = prompt_of(ids(4), PictureRun("cat", 0, 4), ids(5, 1))
+    _, response = run(loop, prompt, cancelled=token)
+    assert response.finish_reason == "cancelled" and response.token_ids == ()
+    assert session.timings.n_prefill_tokens == before and session.n_past == 4
+    assert run(loop, prompt)[1].finish_reason == "length"  # and no later one
+
+
+@pytest.mark.parametrize("image_id", [IMAGE, 7])
+def test_placeholders_are_no_history(session: OnnxSession, oracle: Recompute, image_id: int) -> None:
+    """Pictures' rows are penalised as no id: past the head there is no logit, and inside it nobody has said it."""
+    n_rows, text = 12, ids(9)
+    prompt = Prompt((text, PictureRun("cat", 0, n_rows)), image_id)
+    penalty = 3.0
+    logits = oracle.logits([text, FEATURES[:n_rows]])[-1]
+    expected = logits.copy()
+    for token in set(text.tolist()):
+        expected[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+    seen: list[Any] = []
+    loop = TokenLoop(session, ())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgevlm.sampling.Sampler.filter", lambda self, found: seen.append(found) or found)
+        run(loop, prompt, 1, sampling=SamplingParams(temperature=1.0, repetition_penalty=penalty, seed=1))
+    np.testing.assert_allclose(seen[0], expected, atol=2e-3)
+    assert len(prompt.text_ids()) == 9 and len(prompt.ids()) == 9 + n_rows
+
+
+def options_table() -> list[dict[str, Any]]:
+    table = json.loads((Path(__file__).parents[1] / "generation_options.json").read_text())
+    return list(table["rows"])
+
+
+@pytest.mark.parametrize("row", options_table(), ids=str)
+def test_options_table(row: dict[str, Any]) -> None:
+    """The rows that android_demo's OptionsChecks runs too: written by hand, not computed."""
+    package = GenerationSpec((2,), **row["package"])
+    if row.get("refused"):
+        with pytest.raises(UsageError, match="expected"):
+            generation_options(package, **row["given"])
+        return
+    found = generation_options(package, **row["given"]).sampling
+    assert {name: getattr(found, name) for name in row["expected"]} == row["expected"]
 
 
 def test_options_follow_the_package_unless_given() -> None:

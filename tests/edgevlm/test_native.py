@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgevlm.backends.native import NativeSession
-from edgevlm.backends.native_library import NativeLibrary, host_arch, library_path
+from edgevlm.backends.native_library import ModelOptions, NativeLibrary, host_arch, library_path
+from edgevlm.backends.native_library import Segment as NativeSegment
 from edgevlm.backends.onnx import OnnxSession
-from edgevlm.backends.session import Cancelled
+from edgevlm.backends.ort import cancellable
 from edgevlm.cli.main import main
 from edgevlm.errors import BackendError, ContextFullError, PackageError, UnsupportedModelError, UsageError
 from edgevlm.model import load
@@ -71,7 +74,8 @@ def test_logits_equal_onnxruntime(package: Package) -> None:
     assert np.linalg.norm(other - expected[0]) / np.linalg.norm(expected[0]) > 2e-2
 
 
-def test_threads_do_not_change_a_bit(package: Package) -> None:
+def test_threads_do_not_change_a_bit(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevlm.machine_cpus.machine_cpus", lambda: 3)
     ids = tokens(package)
     results = []
     for n_threads in (1, 2, 3):
@@ -80,6 +84,66 @@ def test_threads_do_not_change_a_bit(package: Package) -> None:
         results.append(session.step(5, LENGTH))
     for i in range(2, len(results)):
         np.testing.assert_array_equal(results[i], results[i % 2])
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 8), (4, 4), (16, 16)], ids=str)
+def test_how_a_prompt_is_split_does_not_change_a_bit(package: Package, bits: tuple[int, int]) -> None:
+    """Rows computed one at a time, few or many together, over one unit of keys and several: the same logits after them."""
+    ids, places = tokens(package), np.arange(LENGTH)
+    for variant in NativeLibrary(library_path()).variants():
+        session = NativeSession(package, context=400, kv_bits=[bits] * N_LAYERS, variant=variant)
+        whole = session.prefill([ids], places)
+        for cut in (1, 5, 16, 17, 127, 128, 140, 255, 256, 257, 270, 283, 284, 292, 298, 299):
+            session.truncate(0)
+            session.prefill([ids[:cut]], places[:cut])
+            np.testing.assert_array_equal(session.prefill([ids[cut:]], places[cut:]), whole, err_msg=f"{variant} {cut}")
+            np.testing.assert_array_equal(session.truncate(cut) or session.prefill([ids[cut:]], places[cut:]), whole)
+        session.truncate(0)
+        session.prefill([ids[:230]], places[:230])
+        for place in range(230, 290):  # past the end of the first unit of 256 keys
+            last = session.step(int(ids[place]), place)
+        np.testing.assert_array_equal(session.prefill([ids[290:]], places[290:]), whole)
+        session.truncate(0)
+        np.testing.assert_array_equal(session.prefill([ids[:290]], places[:290]), last)
+        session.truncate(0)  # negative control: one earlier token is another
+        session.prefill([np.array([*ids[:40], ids[40] + 1, *ids[41:290]]) % ids.max()], places[:290])
+        assert (session.prefill([ids[290:]], places[290:]) != whole).any()
+
+
+def test_conversations_in_two_threads_share_a_models_threads(package: Package) -> None:
+    """Two contexts of one model at once: each finds what it finds alone."""
+    library = NativeLibrary(library_path())
+    directory = package.file(package.compiled(host_arch()).plan).parent  # type: ignore[union-attr]
+    model, vocab = ctypes.c_void_p(), package.manifest.decoder.vocab_size
+    options = ModelOptions(2)
+    library.call("ev_model_open", str(directory).encode(), ctypes.byref(options), ctypes.byref(model))
+    places = np.arange(LENGTH, dtype=np.int32)
+
+    def logits(seed: int, rounds: int) -> list[np.ndarray]:
+        context, found = ctypes.c_void_p(), []
+        library.call("ev_context_new", model, 400, None, ctypes.byref(context))
+        ids = np.random.default_rng(seed).integers(0, vocab, LENGTH).astype(np.int32)
+        for _ in range(rounds):
+            row = np.empty(vocab, np.float32)
+            segment = NativeSegment(ids.ctypes.data, None, LENGTH)
+            library.call("ev_truncate", context, 0)
+            library.call(
+                "ev_prefill", context, ctypes.byref(segment), 1, places.ctypes.data, row.ctypes.data, None
+            )  # fmt: skip
+            found.append(row.copy())
+            for place in range(LENGTH, LENGTH + 8):
+                library.call("ev_step", context, 5, place, row.ctypes.data, None)
+            found.append(row)
+        library.call("ev_context_free", context)
+        return found
+
+    alone = [logits(seed, 1) for seed in (1, 2)]
+    assert (alone[0][0] != alone[1][0]).any()
+    with ThreadPoolExecutor(2) as pool:
+        for seed, found in enumerate(pool.map(lambda seed: logits(seed, 12), (1, 2))):
+            for i, row in enumerate(found):
+                np.testing.assert_array_equal(row, alone[seed][i % 2])
+    library.call("ev_model_close", model)
 
 
 def test_variants_agree(package: Package) -> None:
@@ -166,7 +230,7 @@ def test_pictures_and_text_mix_in_one_prompt(package: Package) -> None:
     ids = tokens(package)[:160]
     plain = NativeSession(package, context=256).prefill([ids], np.arange(160))
     reference = OnnxSession(package, context=256)
-    with reference._calls.running() as running:
+    with cancellable(None) as running:
         reference._ids[0, :90] = ids[30:120]
         reference._embed_rows(90, 0, running)
     features = reference._embeds[0, :90].copy()
@@ -184,10 +248,6 @@ def test_refusals(package: Package) -> None:
         NativeSession(package, context=64, variant="sse")
     with pytest.raises(UsageError, match="not one of 8/8, 8/4"):
         NativeSession(package, context=64, kv_bits=[(3, 3)] * 2)
-    session.cancel()
-    with pytest.raises(Cancelled):
-        session.prefill([np.zeros(8, np.int64)], np.arange(8))
-    session.prefill([np.zeros(8, np.int64)], np.arange(8))
 
 
 def test_auto_prefers_the_native_engine(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,9 +329,10 @@ def test_a_plan_for_another_version_is_refused(package: Package) -> None:
 
 def test_the_cache_form_is_an_option_of_load(package: Package) -> None:
     with load(package.path, backend="native", kv_bits=(8, 4)) as narrow, load(package.path, backend="native") as plain:
-        assert narrow.session.memory().kv_bytes < plain.session.memory().kv_bytes
+        plain_bytes = plain.session.memory().kv_bytes
+        assert narrow.session.memory().kv_bytes < plain_bytes
     with load(package.path, backend="native", kv_bits=[(16, 16), (8, 8)]) as mixed:
-        assert mixed.session.memory().kv_bytes > plain.session.memory().kv_bytes
+        assert mixed.session.memory().kv_bytes > plain_bytes
     with pytest.raises(UsageError, match="native backend"):
         load(package.path, backend="onnx", kv_bits=(8, 8))
     with pytest.raises(UsageError, match="kv_bits has 3 layers"):

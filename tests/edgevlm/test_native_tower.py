@@ -17,7 +17,7 @@ from edgevlm.backends.native_library import library_path
 from edgevlm.backends.native_tower import NativeTower
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.backends.onnx_tower import OnnxTower
-from edgevlm.backends.session import Cancelled
+from edgevlm.cancel import Cancelled, CancelToken
 from edgevlm.cli.main import main
 from edgevlm.errors import UnsupportedModelError, UsageError
 from edgevlm.package import Package, open_package
@@ -130,13 +130,12 @@ def test_wrong_tiles_are_refused(small: Case) -> None:
 
 def test_cancel_ends_the_running_call_only(small: Case) -> None:
     with small.engine() as engine:
-        engine.tower.cancel()
-        expected = engine.tower.encode(small.pixels)
+        expected, token = engine.tower.encode(small.pixels), CancelToken()
         many = np.concatenate([small.pixels] * 400)
-        timer = threading.Timer(0.05, engine.tower.cancel)
+        timer = threading.Timer(0.05, token.set)
         timer.start()
         with pytest.raises(Cancelled):
-            engine.tower.encode(many)
+            engine.tower.encode(many, token)
         timer.join()
         np.testing.assert_array_equal(engine.tower.encode(small.pixels), expected)
 

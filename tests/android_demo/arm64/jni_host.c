@@ -7,7 +7,7 @@
  *   spec N INTEGER... REAL...                     the package's processor: N integers, 8 reals (org.edgevlm.ImageSpec)
  *   picture FILE HEIGHT WIDTH PIXEL_BYTES ORIENTATION   plan, prepare and encode; its rows follow those before
  *   keep                                          put the cache down and read it back into a new context
- *   cancel                                        as another thread would; the next turn is refused
+ *   cancel                                        as another thread would: sets the token of every call from here on
  *   turn N_PAST N_NEW N_EOS EOS... N_RUNS RUN...  RUN is `ids N ID...` or `rows FIRST N` of all pictures' rows
  *
  * Prints what came of each line: "variant NAME", "load MS", "plan ROWS COLS THUMBNAIL", "pixels ADLER32" (of
@@ -33,14 +33,13 @@
     F(jint, contextNew, jlong, jint, jlongArray)                                                                       \
     F(jlong, contextBytes, jlong)                                                                                      \
     F(void, contextFree, jlong)                                                                                        \
-    F(jint, prefill, jlong, jintArray, jintArray, jobjectArray, jint, jobject, jint)                                   \
-    F(jint, step, jlong, jint, jobject, jint)                                                                          \
+    F(jint, prefill, jlong, jintArray, jintArray, jobjectArray, jint, jobject, jint, jobject)                          \
+    F(jint, step, jlong, jint, jobject, jint, jobject)                                                                 \
     F(jint, truncate, jlong, jint)                                                                                     \
     F(jint, nPast, jlong)                                                                                              \
     F(jlong, snapshotBytes, jlong)                                                                                     \
     F(jint, snapshot, jlong, jobject, jlong)                                                                           \
     F(jint, restore, jlong, jobject, jlong)                                                                            \
-    F(void, cancel, jlong)                                                                                             \
     F(jint, planTiles, jintArray, jdoubleArray, jint, jint, jint, jintArray)                                           \
     F(jint, prepareTiles, jintArray, jdoubleArray, jobject, jint, jint, jint, jint, jint, jint, jint, jobject)         \
     F(jint, samplerNew, jint, jlongArray)                                                                              \
@@ -48,8 +47,7 @@
     F(jint, samplerNext, jlong, jobject, jint, jobject, jint)                                                          \
     F(void, samplerFree, jlong)                                                                                        \
     F(jint, towerNew, jlong, jlongArray)                                                                               \
-    F(jint, encode, jlong, jobject, jint, jobject)                                                                     \
-    F(void, towerCancel, jlong)                                                                                        \
+    F(jint, encode, jlong, jobject, jint, jobject, jobject)                                                            \
     F(void, towerFree, jlong)
 FUNCTIONS(DECLARE)
 
@@ -68,7 +66,8 @@ static jintArray integers;
 static jdoubleArray reals;
 static picture pictures[MAX_PICTURES];
 static int n_pictures;
-static jobject logits, history;
+static jobject logits, history, token_of_calls;
+static int32_t cancelled;
 
 static void stop(const char *what)
 {
@@ -155,6 +154,7 @@ static void open_model(void)
     size_t logits_bytes = (size_t)vocabulary * sizeof(float), history_bytes = ((size_t)capacity + 1) * sizeof(int32_t);
     logits = stub_buffer(allocated(logits_bytes), logits_bytes);
     history = stub_buffer(allocated(history_bytes), history_bytes);
+    token_of_calls = stub_buffer(&cancelled, sizeof cancelled);
     printf("variant %.*s\nload %.1f\n", (int)stub_length(variant), (char *)stub_elements(variant), milliseconds() - start);
 }
 
@@ -226,7 +226,8 @@ static void encode_picture(void)
                            begin + n, tiles));
         sum = adler32(sum, stub_elements(tiles), (size_t)n * tile_bytes);
         char *rows = (char *)kept->rows + (size_t)begin * rows_per_tile * row_bytes;
-        check(encode(env, NULL, tower[0], tiles, n, stub_buffer(rows, (size_t)n * rows_per_tile * row_bytes)));
+        check(encode(env, NULL, tower[0], tiles, n, stub_buffer(rows, (size_t)n * rows_per_tile * row_bytes),
+                     token_of_calls));
     }
     towerFree(env, NULL, tower[0]);
     printf("encode %.1f\npixels %u\n", milliseconds() - start, sum);
@@ -293,7 +294,7 @@ static void answer(void)
     double start = milliseconds();
     check(truncate(env, NULL, context, n_past));
     check(prefill(env, NULL, context, stub_ints(ids, n_tokens), stub_ints(table, 3 * n_runs),
-                  stub_objects(rows, n_pictures), hidden_size, logits, vocabulary));
+                  stub_objects(rows, n_pictures), hidden_size, logits, vocabulary, token_of_calls));
     printf("prefill %.1f %d\n", milliseconds() - start, n_tokens);
     if (nPast(env, NULL, context) != n_past + n_tokens)
         stop("the context holds another number of tokens");
@@ -315,7 +316,7 @@ static void answer(void)
         said[n++] = token;
         if (++made == n_new || nPast(env, NULL, context) == capacity)
             break;
-        check(step(env, NULL, context, token, logits, vocabulary));
+        check(step(env, NULL, context, token, logits, vocabulary, token_of_calls));
         steps++;
     }
     printf("decode %.1f %d\n", milliseconds() - start, steps);
@@ -341,7 +342,7 @@ int main(int argc, char **argv)
         else if (strcmp(name, "keep") == 0)
             keep();
         else if (strcmp(name, "cancel") == 0)
-            cancel(env, NULL, context);
+            cancelled = 1;
         else if (strcmp(name, "turn") == 0)
             answer();
         else

@@ -22,9 +22,9 @@ const int32_t ev_variant_count = 1;
 
 static _Atomic int stop;
 
-static void *cancel_now_and_then(void *context) {
+static void *cancel_now_and_then(void *flag) {
     while (!atomic_load(&stop)) {
-        ev_cancel(context);
+        atomic_store((ev_cancel_flag *)flag, 1);
         usleep(300);
     }
     return NULL;
@@ -59,8 +59,9 @@ static void run_model(ev_model *model, int32_t trial) {
     if (ev_context_new(model, capacity, NULL, &context)) return;
     pthread_t canceller;
     const int cancels = trial % 4 == 0;
+    ev_cancel_flag cancel = 0;
     atomic_store(&stop, 0);
-    if (cancels) pthread_create(&canceller, NULL, cancel_now_and_then, context);
+    if (cancels) pthread_create(&canceller, NULL, cancel_now_and_then, &cancel);
     float *logits = malloc((size_t)info.vocab_size * sizeof *logits * 4);
     int32_t ids[300], positions[300];
     const int32_t n = capacity > 300 ? 300 : capacity - 5;
@@ -70,9 +71,11 @@ static void run_model(ev_model *model, int32_t trial) {
     }
     float *features = calloc((size_t)info.hidden_size * 3, sizeof *features);
     const ev_segment segments[] = {{ids, NULL, n - 3}, {NULL, features, 3}};
-    ev_prefill(context, segments, 2, positions, logits);
-    ev_step(context, ids[0], 0, logits);
-    ev_score(context, ids, 4, positions, logits);
+    ev_prefill(context, segments, 2, positions, logits, &cancel);
+    atomic_store(&cancel, 0);
+    ev_step(context, ids[0], 0, logits, &cancel);
+    atomic_store(&cancel, 0);
+    ev_score(context, ids, 4, positions, logits, &cancel);
     const int64_t bytes = ev_snapshot_bytes(context);
     void *snapshot = malloc((size_t)bytes);
     if (ev_snapshot(context, snapshot, bytes) || ev_restore(context, snapshot, bytes)) abort();

@@ -59,7 +59,7 @@ static ev_segment tiles_segment(ev_model *model, const char *path) {
     const int32_t n_tiles = (int32_t)(count / (3L * info.tile_px * info.tile_px));
     const size_t n_floats = (size_t)n_tiles * (size_t)info.tokens_per_tile * (size_t)info.hidden_size;
     float *features = malloc(n_floats * sizeof *features);
-    check(ev_encode(tower, pixels, n_tiles, features));
+    check(ev_encode(tower, pixels, n_tiles, features, NULL));
     ev_tower_free(tower);
     char name[4096];
     snprintf(name, sizeof name, "%s.features", path);
@@ -82,7 +82,7 @@ static void say(ev_context *context, int n, float *logits, int32_t vocab_size, F
         const int32_t token = largest(logits, vocab_size);
         printf("%d\n", token);
         if (log) fwrite(logits, sizeof *logits, (size_t)vocab_size, log);
-        if (i + 1 < n) check(ev_step(context, token, ev_n_past(context), logits));
+        if (i + 1 < n) check(ev_step(context, token, ev_n_past(context), logits, NULL));
     }
 }
 
@@ -91,7 +91,7 @@ static void read_prompt(ev_context *context, const ev_segment *segments, int32_t
     for (int32_t i = 0; i < n_segments; ++i) total += segments[i].n;
     int32_t *positions = malloc((size_t)total * sizeof *positions);
     for (int32_t i = 0; i < total; ++i) positions[i] = ev_n_past(context) + i;
-    check(ev_prefill(context, segments, n_segments, positions, logits));
+    check(ev_prefill(context, segments, n_segments, positions, logits, NULL));
     free(positions);
 }
 

@@ -47,6 +47,11 @@ void *ev_jni_buffer(JNIEnv *env, jobject buffer, int64_t size_bytes)
     return (*env)->GetDirectBufferAddress(env, buffer);
 }
 
+const ev_cancel_flag *ev_jni_cancel(JNIEnv *env, jobject flag)
+{
+    return ev_jni_buffer(env, flag, (int64_t)sizeof(ev_cancel_flag));
+}
+
 static ev_model *model_of(jlong handle)
 {
     return (ev_model *)(intptr_t)handle;
@@ -130,7 +135,7 @@ EV_JNI(void, contextFree)(JNIEnv *env, jclass self, jlong handle)
 /* ids holds every token; runs of (n, -1, 0) are ids, (n, buffer, first row) are rows of features[buffer]. The positions
  * are those behind the tokens that the context has. */
 EV_JNI(jint, prefill)(JNIEnv *env, jclass self, jlong handle, jintArray ids, jintArray runs, jobjectArray features,
-                      jint width, jobject logits, jint vocabulary)
+                      jint width, jobject logits, jint vocabulary, jobject cancel)
 {
     (void)self;
     ev_context *context = context_of(handle);
@@ -171,7 +176,7 @@ EV_JNI(jint, prefill)(JNIEnv *env, jclass self, jlong handle, jintArray ids, jin
         at += n;
     }
     if (at == n_tokens)
-        status = ev_prefill(context, segments, (int32_t)n_runs, positions, out);
+        status = ev_prefill(context, segments, (int32_t)n_runs, positions, out, ev_jni_cancel(env, cancel));
 done:
     free(segments);
     free(table);
@@ -179,12 +184,14 @@ done:
     return (jint)status;
 }
 
-EV_JNI(jint, step)(JNIEnv *env, jclass self, jlong handle, jint token, jobject logits, jint vocabulary)
+EV_JNI(jint, step)(JNIEnv *env, jclass self, jlong handle, jint token, jobject logits, jint vocabulary, jobject cancel)
 {
     (void)self;
     float *out = ev_jni_buffer(env, logits, (int64_t)vocabulary * (int64_t)sizeof(float));
     ev_context *context = context_of(handle);
-    return (jint)(out == NULL ? EV_ERROR_USAGE : ev_step(context, token, ev_n_past(context), out));
+    if (out == NULL)
+        return EV_ERROR_USAGE;
+    return (jint)ev_step(context, token, ev_n_past(context), out, ev_jni_cancel(env, cancel));
 }
 
 EV_JNI(jint, truncate)(JNIEnv *env, jclass self, jlong handle, jint n_tokens)
@@ -220,11 +227,4 @@ EV_JNI(jint, restore)(JNIEnv *env, jclass self, jlong handle, jobject buffer, jl
     (void)self;
     void *bytes = ev_jni_buffer(env, buffer, size);
     return (jint)(bytes == NULL ? EV_ERROR_USAGE : ev_restore(context_of(handle), bytes, size));
-}
-
-EV_JNI(void, cancel)(JNIEnv *env, jclass self, jlong handle)
-{
-    (void)env;
-    (void)self;
-    ev_cancel(context_of(handle));
 }

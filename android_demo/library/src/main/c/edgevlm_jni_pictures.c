@@ -160,7 +160,8 @@ EV_JNI(jint, towerNew)(JNIEnv *env, jclass self, jlong model, jlongArray out)
     return (jint)status;
 }
 
-EV_JNI(jint, encode)(JNIEnv *env, jclass self, jlong handle, jobject pixels, jint n_tiles, jobject features)
+EV_JNI(jint, encode)(JNIEnv *env, jclass self, jlong handle, jobject pixels, jint n_tiles, jobject features,
+                     jobject cancel)
 {
     (void)self;
     ev_tower_info info;
@@ -172,14 +173,7 @@ EV_JNI(jint, encode)(JNIEnv *env, jclass self, jlong handle, jobject pixels, jin
     float *rows = ev_jni_buffer(env, features, out_bytes);
     if (n == 0 || tiles == NULL || rows == NULL)
         return EV_ERROR_USAGE;
-    return (jint)ev_encode(tower_of(handle), tiles, n_tiles, rows);
-}
-
-EV_JNI(void, towerCancel)(JNIEnv *env, jclass self, jlong handle)
-{
-    (void)env;
-    (void)self;
-    ev_tower_cancel(tower_of(handle));
+    return (jint)ev_encode(tower_of(handle), tiles, n_tiles, rows, ev_jni_cancel(env, cancel));
 }
 
 EV_JNI(void, towerFree)(JNIEnv *env, jclass self, jlong handle)

@@ -141,7 +141,7 @@ public final class EdgeVlm {
         return model.threads();
     }
 
-    /** Ends the running answer within one tile, one chunk of 128 tokens or one token. */
+    /** Ends the running answer, and pictures that are being encoded. While no answer runs, the next one is whole. */
     public void cancel() {
         synchronized (lock) {
             if (closed) {
@@ -149,7 +149,6 @@ public final class EdgeVlm {
             }
             if (running != null) {
                 running.set();
-                cache.cancel();
             }
         }
         if (encoder != null) {
@@ -201,7 +200,6 @@ public final class EdgeVlm {
         }
         boolean interrupted = false;
         while (true) {
-            cache.cancel();
             if (encoder != null) {
                 encoder.cancel();
             }

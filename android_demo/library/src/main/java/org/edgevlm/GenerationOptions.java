@@ -1,6 +1,9 @@
 package org.edgevlm;
 
-/** How an answer is made. The defaults are those of the package. */
+/**
+ * How an answer is made. The defaults are those of the package. A package that does not sample is greedy unless a
+ * temperature is given, or a filter that excludes something: 0, 1 and 0 turn topK, topP and minP off, and nothing on.
+ */
 public final class GenerationOptions {
     static final int DEFAULT_MAX_NEW_TOKENS = 256;
     private static final double MIN_TEMPERATURE = 1e-3;
@@ -18,9 +21,44 @@ public final class GenerationOptions {
     /** 1 turns it off. */
     public final double repetitionPenalty;
     public final long seed;
+    private final Given given;
 
-    private GenerationOptions(int maxNewTokens, double temperature, int topK, double topP, double minP,
-            double repetitionPenalty, long seed) throws EdgeVlmException {
+    /** What the package says, and what the caller has given: null where the package's counts. */
+    private static final class Given implements Cloneable {
+        boolean samples;
+        double packageTemperature;
+        int packageTopK;
+        double packageTopP;
+        double packageMinP;
+        int maxNewTokens = DEFAULT_MAX_NEW_TOKENS;
+        Double temperature;
+        Integer topK;
+        Double topP;
+        Double minP;
+        double repetitionPenalty;
+        long seed;
+
+        Given copy() {
+            try {
+                return (Given) clone();
+            } catch (CloneNotSupportedException error) {
+                throw new AssertionError(error);
+            }
+        }
+    }
+
+    private GenerationOptions(Given given) throws EdgeVlmException {
+        this.given = given;
+        maxNewTokens = given.maxNewTokens;
+        topK = given.topK == null ? given.packageTopK : given.topK;
+        topP = given.topP == null ? given.packageTopP : given.topP;
+        minP = given.minP == null ? given.packageMinP : given.minP;
+        boolean filters = given.topK != null && topK != 0 || given.topP != null && topP != 1
+            || given.minP != null && minP != 0;
+        double unasked = given.samples || filters ? given.packageTemperature : 0;
+        temperature = given.temperature == null ? unasked : given.temperature;
+        repetitionPenalty = given.repetitionPenalty;
+        seed = given.seed;
         require(maxNewTokens >= 1, "maxNewTokens", maxNewTokens, "1 or more");
         require(temperature == 0 || temperature >= MIN_TEMPERATURE && !Double.isInfinite(temperature), "temperature",
             temperature, "0 (greedy) or at least 0.001");
@@ -29,13 +67,6 @@ public final class GenerationOptions {
         require(minP >= 0 && minP <= 1, "minP", minP, "0 to 1");
         require(repetitionPenalty > 0 && !Double.isInfinite(repetitionPenalty), "repetitionPenalty", repetitionPenalty,
             "above 0");
-        this.maxNewTokens = maxNewTokens;
-        this.temperature = temperature;
-        this.topK = topK;
-        this.topP = topP;
-        this.minP = minP;
-        this.repetitionPenalty = repetitionPenalty;
-        this.seed = seed;
     }
 
     private static void require(boolean holds, String name, double value, String expected) throws EdgeVlmException {
@@ -50,40 +81,58 @@ public final class GenerationOptions {
      * (edgevlm/generation_defaults.py).
      */
     static GenerationOptions of(Fields generation) throws EdgeVlmException {
-        boolean samples = generation.flag("do_sample", false);
-        double temperature = samples ? generation.real("temperature", 1) : 0;
+        Given given = new Given();
+        given.samples = generation.flag("do_sample", false);
+        double temperature = generation.real("temperature", 1);
+        given.packageTemperature = temperature >= 0 && temperature < MIN_TEMPERATURE ? 0 : temperature;
+        given.packageTopK = Math.max(generation.integer("top_k", 0), 0);
         double topP = generation.real("top_p", 1);
-        return new GenerationOptions(DEFAULT_MAX_NEW_TOKENS,
-            temperature >= 0 && temperature < MIN_TEMPERATURE ? 0 : temperature,
-            Math.max(generation.integer("top_k", 0), 0), topP == 0 ? SMALLEST_TOP_P : Math.min(topP, 1),
-            generation.real("min_p", 0), generation.real("repetition_penalty", 1), System.nanoTime() >>> 1);
+        given.packageTopP = topP == 0 ? SMALLEST_TOP_P : Math.min(topP, 1);
+        given.packageMinP = generation.real("min_p", 0);
+        given.repetitionPenalty = generation.real("repetition_penalty", 1);
+        given.seed = System.nanoTime() >>> 1;
+        return new GenerationOptions(given);
     }
 
     public GenerationOptions withMaxNewTokens(int value) throws EdgeVlmException {
-        return new GenerationOptions(value, temperature, topK, topP, minP, repetitionPenalty, seed);
+        Given changed = given.copy();
+        changed.maxNewTokens = value;
+        return new GenerationOptions(changed);
     }
 
     public GenerationOptions withTemperature(double value) throws EdgeVlmException {
-        return new GenerationOptions(maxNewTokens, value, topK, topP, minP, repetitionPenalty, seed);
+        Given changed = given.copy();
+        changed.temperature = value;
+        return new GenerationOptions(changed);
     }
 
     public GenerationOptions withTopK(int value) throws EdgeVlmException {
-        return new GenerationOptions(maxNewTokens, temperature, value, topP, minP, repetitionPenalty, seed);
+        Given changed = given.copy();
+        changed.topK = value;
+        return new GenerationOptions(changed);
     }
 
     public GenerationOptions withTopP(double value) throws EdgeVlmException {
-        return new GenerationOptions(maxNewTokens, temperature, topK, value, minP, repetitionPenalty, seed);
+        Given changed = given.copy();
+        changed.topP = value;
+        return new GenerationOptions(changed);
     }
 
     public GenerationOptions withMinP(double value) throws EdgeVlmException {
-        return new GenerationOptions(maxNewTokens, temperature, topK, topP, value, repetitionPenalty, seed);
+        Given changed = given.copy();
+        changed.minP = value;
+        return new GenerationOptions(changed);
     }
 
     public GenerationOptions withRepetitionPenalty(double value) throws EdgeVlmException {
-        return new GenerationOptions(maxNewTokens, temperature, topK, topP, minP, value, seed);
+        Given changed = given.copy();
+        changed.repetitionPenalty = value;
+        return new GenerationOptions(changed);
     }
 
     public GenerationOptions withSeed(long value) throws EdgeVlmException {
-        return new GenerationOptions(maxNewTokens, temperature, topK, topP, minP, repetitionPenalty, value);
+        Given changed = given.copy();
+        changed.seed = value;
+        return new GenerationOptions(changed);
     }
 }

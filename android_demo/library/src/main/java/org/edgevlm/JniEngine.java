@@ -56,9 +56,10 @@ final class JniEngine implements NativeEngine {
     static native void contextFree(long context);
 
     static native int prefill(
-        long context, int[] ids, int[] runs, Object[] features, int width, ByteBuffer logits, int vocabulary);
+        long context, int[] ids, int[] runs, Object[] features, int width, ByteBuffer logits, int vocabulary,
+        ByteBuffer cancel);
 
-    static native int step(long context, int token, ByteBuffer logits, int vocabulary);
+    static native int step(long context, int token, ByteBuffer logits, int vocabulary, ByteBuffer cancel);
 
     static native int truncate(long context, int nTokens);
 
@@ -69,8 +70,6 @@ final class JniEngine implements NativeEngine {
     static native int snapshot(long context, ByteBuffer buffer, long size);
 
     static native int restore(long context, ByteBuffer buffer, long size);
-
-    static native void cancel(long context);
 
     static native int planTiles(int[] integers, double[] reals, int height, int width, int maxTiles, int[] out);
 
@@ -88,9 +87,7 @@ final class JniEngine implements NativeEngine {
 
     static native int towerNew(long model, long[] out);
 
-    static native int encode(long tower, ByteBuffer pixels, int nTiles, ByteBuffer features);
-
-    static native void towerCancel(long tower);
+    static native int encode(long tower, ByteBuffer pixels, int nTiles, ByteBuffer features, ByteBuffer cancel);
 
     static native void towerFree(long tower);
 
@@ -189,11 +186,9 @@ final class JniEngine implements NativeEngine {
         }
     }
 
-    /** `cancel` may come from any thread, also while or after the context is closed: the lock keeps the handle alive. */
     private static final class JniContext implements Context {
         private final int width;
         private final int vocabulary;
-        private final Object lock = new Object();
         private long handle;
 
         JniContext(long handle, int width, int vocabulary) {
@@ -203,7 +198,8 @@ final class JniEngine implements NativeEngine {
         }
 
         @Override
-        public void prefill(int[] ids, List<Run> runs, ByteBuffer logits) throws EdgeVlmException {
+        public void prefill(int[] ids, List<Run> runs, ByteBuffer logits, Cancellation cancelled)
+                throws EdgeVlmException {
             int[] table = new int[3 * runs.size()];
             List<Object> features = new ArrayList<>();
             for (int i = 0; i < runs.size(); i++) {
@@ -215,12 +211,13 @@ final class JniEngine implements NativeEngine {
                     features.add(run.features);
                 }
             }
-            check(JniEngine.prefill(handle, ids, table, features.toArray(), width, logits, vocabulary));
+            check(JniEngine.prefill(
+                handle, ids, table, features.toArray(), width, logits, vocabulary, cancelled.flag));
         }
 
         @Override
-        public void step(int token, ByteBuffer logits) throws EdgeVlmException {
-            check(JniEngine.step(handle, token, logits, vocabulary));
+        public void step(int token, ByteBuffer logits, Cancellation cancelled) throws EdgeVlmException {
+            check(JniEngine.step(handle, token, logits, vocabulary, cancelled.flag));
         }
 
         @Override
@@ -254,28 +251,15 @@ final class JniEngine implements NativeEngine {
         }
 
         @Override
-        public void cancel() {
-            synchronized (lock) {
-                if (handle != 0) {
-                    JniEngine.cancel(handle);
-                }
-            }
-        }
-
-        @Override
         public void close() {
-            synchronized (lock) {
-                if (handle != 0) {
-                    contextFree(handle);
-                    handle = 0;
-                }
+            if (handle != 0) {
+                contextFree(handle);
+                handle = 0;
             }
         }
     }
 
-    /** As the context: `cancel` may come from any thread, also while the tower is closed. */
     private static final class JniTower implements Tower {
-        private final Object lock = new Object();
         private final long[] info;
 
         JniTower(long[] info) {
@@ -293,26 +277,16 @@ final class JniEngine implements NativeEngine {
         }
 
         @Override
-        public void encode(ByteBuffer pixels, int nTiles, ByteBuffer features) throws EdgeVlmException {
-            check(JniEngine.encode(info[0], pixels, nTiles, features));
-        }
-
-        @Override
-        public void cancel() {
-            synchronized (lock) {
-                if (info[0] != 0) {
-                    towerCancel(info[0]);
-                }
-            }
+        public void encode(ByteBuffer pixels, int nTiles, ByteBuffer features, Cancellation cancelled)
+                throws EdgeVlmException {
+            check(JniEngine.encode(info[0], pixels, nTiles, features, cancelled.flag));
         }
 
         @Override
         public void close() {
-            synchronized (lock) {
-                if (info[0] != 0) {
-                    towerFree(info[0]);
-                    info[0] = 0;
-                }
+            if (info[0] != 0) {
+                towerFree(info[0]);
+                info[0] = 0;
             }
         }
     }

@@ -9,7 +9,8 @@ import java.util.Arrays;
 
 /**
  * The key-value cache and what every token in it is, so that a new prompt computes only what follows the common prefix. Under
- * memory pressure it is put into a file. Used by the engine's thread only, but for {@link #cancel}.
+ * memory pressure it is put into a file. Used by the engine's thread only. The engine's rows have the same bits however a
+ * prompt was split into calls, so any prefix can be taken, and the answer is what it would be from nothing.
  */
 final class KeyValueStore {
     private final NativeEngine.Model model;
@@ -114,14 +115,6 @@ final class KeyValueStore {
     long bytes() {
         NativeEngine.Context open = context;
         return open == null ? 0 : open.bytes();
-    }
-
-    /** Ends the running call at its next chunk. Safe from any thread. */
-    void cancel() {
-        NativeEngine.Context open = context;
-        if (open != null) {
-            open.cancel();
-        }
     }
 
     void close() {

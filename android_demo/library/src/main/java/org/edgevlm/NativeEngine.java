@@ -54,12 +54,12 @@ interface NativeEngine {
         }
     }
 
-    /** The key-value cache. Used by one thread at a time, but for cancel. */
+    /** The key-value cache. Used by one thread at a time. A call whose token is set ends as CANCELLED, at its next operation. */
     interface Context {
         /** Appends tokens; `ids` has one for each, those of pictures are not looked at. Logits of the last one. */
-        void prefill(int[] ids, List<Run> runs, ByteBuffer logits) throws EdgeVlmException;
+        void prefill(int[] ids, List<Run> runs, ByteBuffer logits, Cancellation cancelled) throws EdgeVlmException;
 
-        void step(int token, ByteBuffer logits) throws EdgeVlmException;
+        void step(int token, ByteBuffer logits, Cancellation cancelled) throws EdgeVlmException;
 
         void truncate(int nTokens) throws EdgeVlmException;
 
@@ -73,9 +73,6 @@ interface NativeEngine {
 
         void restore(ByteBuffer in) throws EdgeVlmException;
 
-        /** Ends the running call at its next chunk. Safe from any thread. */
-        void cancel();
-
         void close();
     }
 
@@ -83,7 +80,7 @@ interface NativeEngine {
     interface Sampler {
         void begin(GenerationOptions options) throws EdgeVlmException;
 
-        /** `history` is a direct buffer of ints: every id so far, the prompt included. */
+        /** `history` is a direct buffer of ints: every id so far, the prompt's text included. */
         int next(ByteBuffer logits, ByteBuffer history, int nHistory) throws EdgeVlmException;
 
         void close();
@@ -97,9 +94,7 @@ interface NativeEngine {
         int maxBatch();
 
         /** pixels (n, 3, S, S) to features (n, V, D). */
-        void encode(ByteBuffer pixels, int nTiles, ByteBuffer features) throws EdgeVlmException;
-
-        void cancel();
+        void encode(ByteBuffer pixels, int nTiles, ByteBuffer features, Cancellation cancelled) throws EdgeVlmException;
 
         void close();
     }

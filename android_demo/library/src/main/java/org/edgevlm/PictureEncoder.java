@@ -145,7 +145,7 @@ final class PictureEncoder {
                 task.cancelled.check();
                 features.position(begin * rowBytes);
                 features.limit((begin + n) * rowBytes);
-                open.encode(pixels, n, features.slice());
+                open.encode(pixels, n, features.slice(), task.cancelled);
                 features.clear();
             }
             keep(picture.key(), features);
@@ -214,9 +214,6 @@ final class PictureEncoder {
     synchronized void cancel() {
         for (Task task : tasks.values()) {
             task.cancelled.set();
-        }
-        if (tower != null) {
-            tower.cancel();
         }
     }
 

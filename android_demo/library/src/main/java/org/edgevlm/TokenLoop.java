@@ -73,8 +73,12 @@ final class TokenLoop {
         NativeEngine.Context context = cache.prepare(prompt.keys);
         int reused = context.nPast();
         long[] keys = Arrays.copyOf(prompt.keys, cache.capacity() + 1);
+        // A picture's placeholders stand for no text: nobody has said them, and they may have no logit.
+        int said = 0;
         for (int i = 0; i < nPrompt; i++) {
-            history.putInt(4 * i, prompt.ids[i]);
+            if (prompt.rowPicture[i] < 0) {
+                history.putInt(4 * said++, prompt.ids[i]);
+            }
         }
         int n = nPrompt;
         IntList generated = new IntList();
@@ -88,20 +92,20 @@ final class TokenLoop {
             List<NativeEngine.Run> runs = runs(prompt, reused, stages);
             cancelled.check();
             long prefillStart = System.nanoTime();
-            prefill(context, Arrays.copyOfRange(prompt.ids, reused, nPrompt), runs, reused, cancelled);
+            context.prefill(Arrays.copyOfRange(prompt.ids, reused, nPrompt), runs, logits, cancelled);
             prefillMs = milliseconds(prefillStart);
             stages.prefilled();
             sampler.begin(options);
             decodeStart = System.nanoTime();
             while (true) {
-                int token = sampler.next(logits, history, n);
+                int token = sampler.next(logits, history, said);
                 firstMs = firstMs > 0 ? firstMs : milliseconds(start);
                 if (Arrays.binarySearch(eos, token) >= 0) {
                     finish = Answer.Finish.STOP;
                     break;
                 }
                 generated.add(token);
-                history.putInt(4 * n, token);
+                history.putInt(4 * said++, token);
                 keys[n++] = token;
                 show(decoder.push(token), shown, sink);
                 if (generated.size() == options.maxNewTokens || context.nPast() == cache.capacity()) {
@@ -109,7 +113,7 @@ final class TokenLoop {
                     break;
                 }
                 cancelled.check();
-                step(context, token, cancelled);
+                context.step(token, logits, cancelled);
             }
         } catch (EdgeVlmException error) {
             if (error.kind() != EdgeVlmException.Kind.CANCELLED) {
@@ -136,37 +140,6 @@ final class TokenLoop {
 
     private static double milliseconds(long start) {
         return (System.nanoTime() - start) / 1e6;
-    }
-
-    /** A cancel that came after the answer before had ended is still in the engine; it does not count. */
-    private void prefill(NativeEngine.Context context, int[] ids, List<NativeEngine.Run> runs, int reused,
-            Cancellation cancelled) throws EdgeVlmException {
-        while (true) {
-            try {
-                context.prefill(ids, runs, logits);
-                return;
-            } catch (EdgeVlmException error) {
-                if (error.kind() != EdgeVlmException.Kind.CANCELLED || cancelled.isSet()) {
-                    throw error;
-                }
-                context.truncate(reused);
-            }
-        }
-    }
-
-    private void step(NativeEngine.Context context, int token, Cancellation cancelled) throws EdgeVlmException {
-        int past = context.nPast();
-        while (true) {
-            try {
-                context.step(token, logits);
-                return;
-            } catch (EdgeVlmException error) {
-                if (error.kind() != EdgeVlmException.Kind.CANCELLED || cancelled.isSet()) {
-                    throw error;
-                }
-                context.truncate(past);
-            }
-        }
     }
 
     /** Cuts the tokens from `first` on into runs of ids and of rows of one picture. */

@@ -106,24 +106,20 @@ final class FakeEngine implements NativeEngine {
     }
 
     private final class FakeContext implements Context {
-        private volatile boolean cancelled;
         private volatile boolean closed;
         private int past;
 
-        private void check() throws EdgeVlmException {
+        private void check(Cancellation cancelled) throws EdgeVlmException {
             if (closed) {
                 mistakes.add("a closed context is used");
             }
-            if (cancelled) {
-                cancelled = false;
-                throw new EdgeVlmException(EdgeVlmException.Kind.CANCELLED, "cancelled");
-            }
+            cancelled.check();
         }
 
-        private void rest(long ms) throws EdgeVlmException {
+        private void rest(long ms, Cancellation cancelled) throws EdgeVlmException {
             long end = System.nanoTime() + ms * 1_000_000;
             while (System.nanoTime() < end) {
-                check();
+                check(cancelled);
                 try {
                     Thread.sleep(1);
                 } catch (InterruptedException error) {
@@ -133,9 +129,10 @@ final class FakeEngine implements NativeEngine {
         }
 
         @Override
-        public void prefill(int[] ids, List<Run> runs, ByteBuffer logits) throws EdgeVlmException {
+        public void prefill(int[] ids, List<Run> runs, ByteBuffer logits, Cancellation cancelled)
+                throws EdgeVlmException {
             started.countDown();
-            check();
+            check(cancelled);
             int covered = 0;
             for (Run run : runs) {
                 covered += run.n;
@@ -147,16 +144,16 @@ final class FakeEngine implements NativeEngine {
                 mistakes.add("the runs cover " + covered + " of " + ids.length + " tokens");
             }
             if (prefillHangs) {
-                rest(60_000);
+                rest(60_000, cancelled);
             }
             past += ids.length;
             prefilled.addAndGet(ids.length);
         }
 
         @Override
-        public void step(int token, ByteBuffer logits) throws EdgeVlmException {
-            rest(stepMs);
-            check();
+        public void step(int token, ByteBuffer logits, Cancellation cancelled) throws EdgeVlmException {
+            rest(stepMs, cancelled);
+            check(cancelled);
             past++;
         }
 
@@ -198,11 +195,6 @@ final class FakeEngine implements NativeEngine {
         }
 
         @Override
-        public void cancel() {
-            cancelled = true;
-        }
-
-        @Override
         public void close() {
             closed = true;
             open.decrementAndGet();
@@ -229,8 +221,6 @@ final class FakeEngine implements NativeEngine {
     }
 
     private final class FakeTower implements Tower {
-        private volatile boolean cancelled;
-
         @Override
         public int tokensPerTile() {
             return tokensPerTile;
@@ -242,17 +232,15 @@ final class FakeEngine implements NativeEngine {
         }
 
         @Override
-        public void encode(ByteBuffer pixels, int nTiles, ByteBuffer features) throws EdgeVlmException {
+        public void encode(ByteBuffer pixels, int nTiles, ByteBuffer features, Cancellation cancelled)
+                throws EdgeVlmException {
             started.countDown();
-            cancelled = false;
             if (encodeFails) {
                 throw new EdgeVlmException(EdgeVlmException.Kind.BACKEND, "the tower failed");
             }
             long end = System.nanoTime() + nTiles * tileMs * 1_000_000;
             while (System.nanoTime() < end) {
-                if (cancelled) {
-                    throw new EdgeVlmException(EdgeVlmException.Kind.CANCELLED, "cancelled in the tower");
-                }
+                cancelled.check();
                 try {
                     Thread.sleep(1);
                 } catch (InterruptedException error) {
@@ -260,11 +248,6 @@ final class FakeEngine implements NativeEngine {
                 }
             }
             encoded.addAndGet(nTiles);
-        }
-
-        @Override
-        public void cancel() {
-            cancelled = true;
         }
 
         @Override
