@@ -86,7 +86,7 @@ def test_torch_and_transformers_stand_in_the_reference_only() -> None:
     statement = re.compile(r"^\s*(?:import|from) (?:torch|transformers|safetensors\.torch)\b", re.MULTILINE)
     files = [path for package in ("edgevlm", "export", "tvm_schedules") for path in (ROOT / package).rglob("*.py")]
     named = {path.relative_to(ROOT).as_posix() for path in files if statement.search(path.read_text(encoding="utf-8"))}
-    modules = ("bluelm_v", "idefics3", "language", "load", "model", "relaxed", "towers", "weights")
+    modules = ("bluelm_v", "idefics3", "language", "load", "model", "pictures", "relaxed", "towers", "weights")
     assert named == {f"export/reference/{name}.py" for name in modules}
 
 
