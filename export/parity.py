@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.backends.session import PREFILL_CHUNK_TOKENS, Float32, Int64, Segment, Session
+from edgevlm.errors import UsageError
 from edgevlm.image import normalize
 from edgevlm.model import as_messages
 from edgevlm.package import Package
@@ -30,6 +31,8 @@ ATOL, RTOL = 1e-4, 1e-3
 PIXEL_VALUES_ATOL = 1e-5
 """Rounding of two float32 operations on values up to 2.7."""
 N_GREEDY = 32
+N_ADDED_TOKENS = 300
+"""Most added tokens that are looked for in text; some vocabularies reserve thousands."""
 N_TEXT_TOKENS = 160
 """One chunk of 128 and a part of the next, so that the cache between chunks is covered."""
 
@@ -108,7 +111,10 @@ def check_pictures(
 def check_prompt_ids(
     package: Package, reference: Reference, sizes: Sequence[tuple[int, int]] = probes.PICTURE_SIZES[:4]
 ) -> list[ParityEntry]:
-    """Compares the ids of prompts: text alone, one picture of each size, two pictures, and a page of plain text."""
+    """Compares the ids of prompts: text alone, one picture of each size, two pictures, conversations, plain text.
+
+    Plain text is a page, and each of the first added tokens between words.
+    """
     tokenizer = Tokenizer.open(package)
     spec, n_prompts, n_wrong = package.manifest.processor, 0, 0
     groups: list[list[tuple[int, int]]] = [[]]
@@ -119,11 +125,28 @@ def check_prompt_ids(
         ours = our_prompt_ids(package, tokenizer, probes.QUESTION, [] if spec is None else group)
         n_prompts += 1
         n_wrong += ours != reference.prompt_ids(probes.QUESTION, pictures)
+    for turns in probes.CONVERSATIONS:
+        n_prompts += 1
+        n_wrong += our_chat_ids(package, tokenizer, turns) != reference.chat_ids(turns)
     page = probes.text()[:4000]
     n_wrong += tokenizer.encode(page) != reference.text_ids(page)
-    return [
-        exact("prompt ids", reference.name, "differing prompts", n_wrong, f"{n_prompts} prompts and a page of text")
-    ]
+    added = reference.added_tokens()[:N_ADDED_TOKENS]
+    for text in (f"one {token} two{token}{token}\nthree" for token in added):
+        n_wrong += tokenizer.encode(text, allow_special=True) != reference.text_ids(text)
+    detail = f"{n_prompts} prompts, a page of text and {len(added)} added tokens"
+    return [exact("prompt ids", reference.name, "differing prompts", n_wrong, detail)]
+
+
+def our_chat_ids(package: Package, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]]) -> list[int] | None:
+    """Returns the ids of a conversation of (role, text); None when the template refuses it or there is none."""
+    template = ChatTemplate.open(package)
+    if template.source is None:
+        return None
+    messages = [{"role": role, "content": text} for role, text in turns]
+    try:
+        return segment_ids(build_segments(messages, template, tokenizer, package.manifest.prompt), -1)
+    except UsageError:
+        return None
 
 
 def our_prompt_ids(package: Package, tokenizer: Tokenizer, text: str, sizes: Sequence[tuple[int, int]]) -> list[int]:

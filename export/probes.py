@@ -9,6 +9,19 @@ from numpy.typing import NDArray
 
 QUESTION = "What shapes and colours are in this picture?"
 
+CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
+    (("user", "  Is it red?\n"), ("assistant", "Yes."), ("user", "And the 2nd one?")),
+    (("system", "Be short."), ("user", "Why?"), ("assistant", "<think>\nHm.\n</think>\n\nSo. "), ("user", "é {{ x }}")),
+    (
+        ("user", "a"),
+        ("assistant", "<think>\n\n</think>\n\nb"),
+        ("user", "/no_think c"),
+        ("assistant", "d"),
+        ("user", "e"),
+    ),
+)
+"""(role, text) of each turn; an assistant may have thought."""
+
 PICTURE_SIZES: tuple[tuple[int, int], ...] = (
     (224, 224),
     (96, 1000),

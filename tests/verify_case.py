@@ -100,8 +100,14 @@ class OwnReference:
         sizes = [size for picture in pictures for size in probes.PICTURE_SIZES if self._is(picture, size)]
         return parity.our_prompt_ids(self.package, self.tokenizer, text, sizes)
 
+    def chat_ids(self, turns: Sequence[tuple[str, str]]) -> list[int] | None:
+        return parity.our_chat_ids(self.package, self.tokenizer, turns)
+
+    def added_tokens(self) -> list[str]:
+        return [token.content for token in self.tokenizer.backend.get_added_tokens_decoder().values()]
+
     def text_ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
+        return self.tokenizer.encode(text, allow_special=True)
 
     def _is(self, picture: ReferencePicture, size: tuple[int, int]) -> bool:
         return np.array_equal(picture.tiles, self.picture(probes.picture(*size)).tiles)

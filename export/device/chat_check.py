@@ -14,6 +14,7 @@ TEXTS = (
     "What is in this picture?", "", " ", "  two spaces ahead and behind  ", "line\nbreak\n\n", "\n",
     "emoji 🙂 日本語 é", "it's {{ not }} a {% template %}", "</think> and <|im_end|>", "a" * 300,
 )  # fmt: skip
+THOUGHTS = ("", "<think>\nLet me see.\n</think>\n\n", "<think>\n\n</think>\n\n")
 SYSTEMS = (None, "You answer briefly.", " padded \n")
 
 
@@ -28,7 +29,8 @@ def conversations(as_list: bool) -> Iterator[list[dict[str, Any]]]:
                         images = n_images if turn in (0, 2) else 0
                         messages.append(_message("user", TEXTS[(index + turn) % len(TEXTS)], images, as_list))
                         if turn + 1 < n_turns:
-                            messages.append(_message("assistant", f"Answer {turn}. {text}", 0, as_list))
+                            said = THOUGHTS[(index + turn) % len(THOUGHTS)] + f"Answer {turn}. {text}"
+                            messages.append(_message("assistant", said, 0, as_list))
                     yield messages
 
 

@@ -104,6 +104,27 @@ class Reference:
             rendered = "".join(piece + run for piece, run in zip(pieces, runs, strict=True))
         return [int(token) for token in tokenizer(rendered, add_special_tokens=False).input_ids]
 
+    def chat_ids(self, turns: Sequence[tuple[str, str]]) -> list[int] | None:
+        """Returns the ids of a conversation of (role, text); None when the template refuses it or there is none."""
+        from jinja2.exceptions import TemplateError
+
+        tokenizer = self.parts.tokenizer
+        if not tokenizer.chat_template:
+            return None
+        as_list = self.parts.content_format == "list"
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}] if as_list else text} for role, text in turns
+        ]
+        try:
+            rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            return None
+        return self.text_ids(rendered)
+
+    def added_tokens(self) -> list[str]:
+        """Returns the texts of the tokenizer's added tokens, in the order of their ids."""
+        return [token.content for _, token in sorted(self.parts.tokenizer.added_tokens_decoder.items())]
+
     def text_ids(self, text: str) -> list[int]:
         """Returns the ids of plain text, without special tokens."""
         return [int(token) for token in self.parts.tokenizer(text, add_special_tokens=False).input_ids]

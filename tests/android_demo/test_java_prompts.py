@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from edgevlm.package import Package, open_package
 from export.device.chat_check import check_program
 from export.device.chat_program import compile_chat_template
 from export.device.files import CHAT_PATH, add_device_files
+from tests.chat_families import MARKUP, STRINGS, conversation
+from tests.chat_families import SPECIAL as FAMILY_SPECIAL
+from tests.tiny import text_files
 
 SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 ARCHITECTURES = ("llama", "qwen2", "idefics3", "smolvlm", "bluelm_v")
@@ -51,15 +55,55 @@ def test_templates_of_known_models(
     assert sum(isinstance(ids, list) for ids in expected) > 10
 
 
-def _with_template(source: Path, template: str, target: Path) -> Package:
+def families_for_phones() -> list[str]:
+    """Those of tests/chat_families.py that a phone can do; what it cannot do is refused by name at export."""
+    found = []
+    for name, source in STRINGS.items():
+        try:
+            compile_chat_template(source, SPECIAL)
+        except UnsupportedModelError as refusal:
+            assert "which a device's templates do not have" in str(refusal)
+            continue
+        found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("name", families_for_phones())
+@pytest.mark.parametrize("hostile", [False, True], ids=["ordinary", "hostile"])
+def test_what_everybody_wrote(
+    name: str, hostile: bool, packages: dict[str, Path], java: Any, classes: Path, tmp_path: Path
+) -> None:
+    """Thinking assistants, templates that look into texts, users who type tokens: the ids of the Python runtime."""
+    tokenizer = text_files("", (*FAMILY_SPECIAL, *MARKUP), bos="<s>", eos="</s>")["tokenizer.json"]
+    for token in tokenizer["added_tokens"]:
+        token["special"] = token["content"] not in MARKUP
+    files = {"tokenizer.json": json.dumps(tokenizer), "tokenizer_config.json": json.dumps(SPECIAL)}
+    package = _with_template(packages["llama"], STRINGS[name], tmp_path / "package", files)
+    rng = random.Random(f"{name} {hostile}")
+    conversations = [
+        [{"role": m["role"], "text": m["content"], "pictures": []} for m in conversation(rng, False, hostile)]
+        for _ in range(40)
+    ]
+    expected = [python_ids(package, messages) for messages in conversations]
+    assert java_ids(java, classes, package.path, conversations, tmp_path) == expected
+    assert sum(isinstance(ids, list) for ids in expected) >= 10
+
+
+def test_most_families_are_for_phones() -> None:
+    assert len(families_for_phones()) > len(STRINGS) // 2
+
+
+def _with_template(source: Path, template: str, target: Path, files: dict[str, str] | None = None) -> Package:
     import shutil
 
     shutil.copytree(source, target)
     manifest = json.loads((target / "edgevlm.json").read_text(encoding="utf-8"))
-    (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+    changed = {"chat_template.jinja": template, **(files or {})}
+    for name, content in changed.items():
+        (target / name).write_text(content, encoding="utf-8")
     for entry in manifest["files"]:
-        if entry["path"] == "chat_template.jinja":
-            entry["size_bytes"] = (target / "chat_template.jinja").stat().st_size
+        if entry["path"] in changed:
+            entry["size_bytes"] = (target / entry["path"]).stat().st_size
     (target / "edgevlm.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert add_device_files(target).missing == ()
     return open_package(target)

@@ -61,6 +61,7 @@ COMMANDS: dict[str, Callable[[Any], list[str]]] = {
     "configs": lambda argument: ["export", str(argument), "-o", "out"],
     "exports": lambda argument: ["export", str(argument), "-o", "out"],
     "images": lambda argument: ["tiles", str(argument)],
+    "texts": lambda argument: ["export", *map(str, argument), "-o", "out"],
     "commands": _words,
     "generation": _words,
     "places": _words,

@@ -52,6 +52,12 @@ PICTURE = [{"type": "image"}, {"type": "text", "text": "x"}]
 CASES = [
     BrokenCase("syntax error", templated("{% for x in %}"), PackageError, "the chat template cannot be run"),
     BrokenCase("unknown filter", templated("{{ 'a' | lipsum }}"), PackageError, "No filter named 'lipsum'"),
+    BrokenCase("unknown test", templated("{{ 1 is prime }}"), PackageError, "No test named 'prime'"),
+    BrokenCase("unknown function", templated("{{ now() }}"), PackageError, "'now' is undefined"),
+    BrokenCase("long padding", templated("{{ 'a' | center(10**8) }}"), PackageError, "more than"),
+    BrokenCase("formats by filter", templated("{{ '%99999999d' | format(1) }}"), PackageError, "width"),
+    BrokenCase("endless dummy text", templated("{{ lipsum(10**6) }}"), PackageError, "more than"),
+    BrokenCase("links in a long text", templated("{{ ('a.b ' * 99999) | urlize }}"), PackageError, "more than"),
     BrokenCase("missing variable", templated("{{ nothing.at.all }}"), PackageError, "'nothing' is undefined"),
     BrokenCase("python classes", templated("{{ ''.__class__.__mro__ }}"), PackageError, "unsafe"),
     BrokenCase(
@@ -173,6 +179,33 @@ CASES = [
         prompted([*user("a"), *user("b")], None),
         PackageError,
         "the package has no chat template",
+    ),
+    BrokenCase(
+        "no content", prompted([{"role": "assistant", "content": None}]), UsageError, "a content part is 'None'"
+    ),
+    BrokenCase(
+        "tool calls",
+        prompted([{"role": "assistant", "content": "x", "tool_calls": []}]),
+        UsageError,
+        "the keys ['content', 'role', 'tool_calls']",
+    ),
+    BrokenCase(
+        "reasoning of a user",
+        prompted([{"role": "user", "content": "x", "reasoning_content": "y"}]),
+        UsageError,
+        "for the assistant perhaps 'reasoning_content'",
+    ),
+    BrokenCase(
+        "reasoning that is no text",
+        prompted([{"role": "assistant", "content": "x", "reasoning_content": ["y"]}]),
+        UsageError,
+        "'reasoning_content' is a list",
+    ),
+    BrokenCase(
+        "text made unreadable",
+        prompted(user("<image>"), "{% for m in messages %}{{ m['content'].encode('utf-8').hex() }}{% endfor %}"),
+        PackageError,
+        "does not tell what was typed from what is markup",
     ),
     BrokenCase("lone surrogate", prompted(user("a\ud800")), UsageError, "expected valid Unicode text"),
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers_zoo import EMOJI_TEXT, tokenizer
 
@@ -158,6 +159,92 @@ def test_a_template_that_changes_the_text() -> None:
     assert TINY.decode(ids) == "WHAT'S IN"
     forged = build_segments([{"role": "user", "content": " <|im_end|> "}], template, TINY, None)[0]
     assert control_tokens(forged) == ["<|im_start|>"]
+
+
+# ---- who wrote what
+
+THINKING = Tokenizer(Backend.from_str(json.dumps(files("")["tokenizer.json"])))
+THINKING.backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<think>", "</think>")])
+THINKING = Tokenizer(THINKING.backend)
+STRIPPING = ChatTemplate(
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and '</think>' in m.content %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+)
+KEEPING = ChatTemplate("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}")
+
+
+def thinking_ids(template: ChatTemplate, *turns: tuple[str, str]) -> list[int]:
+    segments = build_segments([{"role": role, "content": text} for role, text in turns], template, THINKING, None)
+    return segment_ids(segments, -1)
+
+
+def spelled(text: str) -> list[int]:
+    """The ids of a prompt's text as the library gives them."""
+    return list(THINKING.backend.encode(text, add_special_tokens=False).ids)
+
+
+def test_a_template_strips_what_the_assistant_thought() -> None:
+    """The example: an assistant's text was taken for a user's, and its thoughts stayed."""
+    found = thinking_ids(STRIPPING, ("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), ("user", "c"))
+    turns = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+    assert found == spelled(turns)
+
+
+def test_what_the_assistant_wrote_is_markup_again_but_for_special_tokens() -> None:
+    found = thinking_ids(KEEPING, ("assistant", "<think>a</think>b"))
+    assert found == spelled("<|im_start|>assistant\n<think>a</think>b<|im_end|>\n")
+    ids = thinking_ids(KEEPING, ("assistant", "<think>a<|im_end|><image>"))
+    assert [THINKING.piece(token) for token in ids if token in THINKING.control_ids] == [
+        "<|im_start|>", "<think>", "<|im_end|>",
+    ]  # fmt: skip
+    assert "a<|im_end|><image>" in THINKING.decode(ids)
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool", "developer"])
+def test_nobody_else_writes_markup(role: str) -> None:
+    ids = thinking_ids(KEEPING, (role, "<think>a</think><|im_end|>"))
+    assert [THINKING.piece(token) for token in ids if token in THINKING.control_ids] == ["<|im_start|>", "<|im_end|>"]
+    assert "<think>a</think><|im_end|>" in THINKING.decode(ids)
+
+
+def test_a_template_reads_what_a_user_wrote_but_for_control_tokens() -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}<|im_start|>{{ 'quiet' if '/no_think' in m.content else 'loud' }}"
+        "{{ 'forged' if '</think>' in m.content else '' }}{{ m.content.replace('/no_think', '').strip() }}{% endfor %}"
+    )
+    assert thinking_ids(template, ("user", " the é /no_think")) == spelled("<|im_start|>quietthe é")
+    text = THINKING.decode(thinking_ids(template, ("user", "the</think> /no_think")))
+    assert text == "quietthe</think>"
+
+
+def test_tokens_do_not_join_across_who_wrote_them() -> None:
+    """The user writes the middle of a token whose ends are the template's."""
+    template = ChatTemplate("{% for m in messages %}<|im_{{ m.content | lower }}|>{% endfor %}")
+    assert not THINKING.control_ids & set(thinking_ids(template, ("user", "END")))
+    assert spelled("<|im_end|>") == [THINKING.token_id("<|im_end|>")]
+
+
+def test_a_text_whose_case_changes_its_length() -> None:
+    template = ChatTemplate("{% for m in messages %}<|im_start|>{{ m.content | upper }}{% endfor %}")
+    assert THINKING.decode(thinking_ids(template, ("user", "straße ŉ<|im_end|>"))) == "STRASSE \u02bcN<|IM_END|>"
+
+
+def test_reasoning_that_stands_apart() -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.reasoning_content %}<think>{{ m.thinking }}</think>{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    messages = [{"role": "assistant", "content": "b", "reasoning_content": "a<|im_end|>"}]
+    ids = build_segments(messages, template, THINKING, None)[0]
+    assert [THINKING.piece(token) for token in ids if token in THINKING.control_ids] == ["<think>", "</think>"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.lists(st.one_of(typed, st.sampled_from(["<think>", "</think>", "hink>"])), max_size=4).map("".join))
+def test_no_user_text_gets_a_control_token(text: str) -> None:
+    for template in (STRIPPING, KEEPING):
+        ids = thinking_ids(template, ("system", text), ("user", text))
+        assert [THINKING.piece(i) for i in ids if i in THINKING.control_ids] == ["<|im_start|>", "<|im_end|>"] * 2
 
 
 def test_private_use_characters_survive() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,29 @@ def test_a_dropped_thumbnail_fails_in_the_prompt_too(package: Package) -> None:
 @pytest.mark.parametrize("fields", [{"tokens_per_tile": 3}, {"image_suffix": "\n"}, {"row_suffix": " "}], ids=str)
 def test_a_wrong_prompt_fails(package: Package, fields: dict[str, object]) -> None:
     assert failed(parity.check_prompt_ids(with_prompt(package, **fields), OwnReference(package))) == {"prompt ids"}
+
+
+class OtherTokens(OwnReference):
+    """Knows one added token less."""
+
+    def text_ids(self, text: str) -> list[int]:
+        unknown = self.added_tokens()[-1]
+        return self.tokenizer.encode(text, allow_special=unknown not in text)
+
+
+def test_an_added_token_that_only_one_side_knows_fails(package: Package) -> None:
+    assert failed(parity.check_prompt_ids(package, OtherTokens(package))) == {"prompt ids"}
+
+
+class WithoutThoughts(OwnReference):
+    """Renders what an assistant thought in another way."""
+
+    def chat_ids(self, turns: Sequence[tuple[str, str]]) -> list[int] | None:
+        return super().chat_ids([(role, text.replace("<think>", "")) for role, text in turns])
+
+
+def test_another_history_fails(package: Package) -> None:
+    assert failed(parity.check_prompt_ids(package, WithoutThoughts(package))) == {"prompt ids"}
 
 
 class ShiftedPositions(OnnxSession):

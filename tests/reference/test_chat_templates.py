@@ -15,8 +15,8 @@ from edgevlm.prompt import build_segments, segment_ids
 from edgevlm.spec import PromptSpec
 from edgevlm.tiling import TilePlan
 from edgevlm.tokenizer import Tokenizer
-from tests.chat_families import LISTS, MARKUP, SPECIAL, STRINGS, conversation
-from tests.tiny import text_files
+from tests.chat_families import LISTS, STRINGS, conversation
+from tests.golden.make_texts import SPECIAL_NAMES, family_files, template_ids
 
 pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
@@ -25,22 +25,11 @@ N_CONVERSATIONS = 12
 FAMILIES = [(name, False) for name in STRINGS] + [(name, True) for name in LISTS]
 
 
-def files() -> dict[str, Any]:
-    """The tiny tokenizer with the families' tokens, those of MARKUP not special."""
-    found = text_files("", (*SPECIAL, *MARKUP), bos="<s>", eos="</s>")
-    for token in found["tokenizer.json"]["added_tokens"]:
-        token["special"] = token["content"] not in MARKUP
-    for token in found["tokenizer_config.json"]["added_tokens_decoder"].values():
-        token["special"] = token["content"] not in MARKUP
-    del found["tokenizer_config.json"]["additional_special_tokens"], found["chat_template.jinja"]
-    return found
-
-
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("tokenizer")
-    for name, content in files().items():
+    for name, content in family_files().items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 
@@ -48,7 +37,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("ours") / "tokenizer.json"
-    path.write_text(json.dumps(files()["tokenizer.json"]), encoding="utf-8")
+    path.write_text(json.dumps(family_files()["tokenizer.json"]), encoding="utf-8")
     return Tokenizer.from_file(path)
 
 
@@ -65,21 +54,8 @@ def our_ids(messages: Any, name: str, as_list: bool, ours: Tokenizer) -> list[in
         return None
 
 
-SPECIAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<|endoftext|>"}
-
-
 def their_ids(messages: Any, name: str, as_list: bool, theirs: Any) -> list[int] | None:
-    from jinja2.exceptions import TemplateError
-
-    source = (LISTS if as_list else STRINGS)[name]
-    try:
-        return list(
-            theirs.apply_chat_template(
-                messages, chat_template=source, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        )
-    except TemplateError:
-        return None
+    return template_ids(theirs, messages, (LISTS if as_list else STRINGS)[name])
 
 
 @pytest.mark.parametrize(("name", "as_list"), FAMILIES)
