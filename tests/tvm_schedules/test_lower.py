@@ -55,8 +55,11 @@ def test_the_graph_as_it_is(package: Package, ranges: list[KeyRange], tmp_path: 
         ("RotaryEmbedding", {"op_type": "Identity"}, r"no pattern for node /model/layers\.0/attn/\S+ \(Identity of"),
         ("RotaryEmbedding", {"attributes": {"interleaved": 1}}, r"no pattern for node \S+ \(RotaryEmbedding of Linear"),
         ("QuickGelu", {"attributes": {"alpha": 1.702}}, r"no pattern for node \S+ \(QuickGelu of Linear\)"),
+        ("Cos", {"op_type": "Sin"}, r"no pattern for node \S+ \(RotaryEmbedding of Linear, RowNumbers, Turn, Turn\)"),
+        ("Cos", {"op_type": "Neg"}, r"no pattern for node /model/rope/Cos \(Neg of Turn\)"),
+        ("Range", {"op_type": "Neg"}, r"no pattern for node \S+ \(RotaryEmbedding of Linear, Control, Turn, Turn\)"),
     ],
-    ids=["activation", "rope", "interleaved rope", "alpha"],
+    ids=["activation", "rope", "interleaved rope", "alpha", "two sines", "no cosine", "other rows"],
 )
 def test_what_matches_nothing_is_named(
     op_type: str, change: dict[str, object], sentence: str, package: Package, ranges: list[KeyRange], tmp_path: Path
