@@ -22,6 +22,10 @@ Rgb = NDArray[np.float64]
 """(height, width, 3), 0 to 255."""
 Make = Callable[[Random], tuple[bytes, Rgb]]
 
+CUT_LEVELS = 2.5
+"""How far compositing may be when colour and alpha of 16 bits are cut to their upper bytes: a level each and the
+rounding. Premultiplied colour is divided by its alpha first, which is rounded once more."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -31,6 +35,8 @@ class Form:
     name: str
     make: Make
     levels: float = 0.5
+    by_pillow: bool = True
+    """Pillow reads it, though not always rightly."""
 
 
 def random_samples(random: Random, bits: int, channels: int = 1) -> NDArray[np.int64]:
@@ -123,7 +129,7 @@ def png_grey(bits: int, transparent: bool) -> Form:
         expected = grey(samples, largest)
         if not transparent:
             return png(samples, bits, 0), expected
-        clear = int(samples[0, 0])
+        clear = int(random.choice(samples.ravel()))
         expected[samples == clear] = 255
         return png(samples, bits, 0, clear.to_bytes(2, "big")), expected
 
@@ -175,7 +181,7 @@ def png_alpha(bits: int, channels: int, zero: bool = False) -> Form:
         return png(samples, bits, 4 if channels == 2 else 6), expected
 
     name = f"png {'grey' if channels == 2 else 'rgb'} alpha {bits}{' all zero' if zero else ''}"
-    return Form("PNG", name, make, 1 if bits == 8 else 2.01)
+    return Form("PNG", name, make, 1 if bits == 8 else CUT_LEVELS)
 
 
 PNG_FORMS = [
@@ -201,7 +207,8 @@ def tiff_grey(bits: int, photometric: int, order: str, deflated: bool = False) -
         return data, expected
 
     name = f"tiff grey {bits} {'black' if photometric else 'white'} is zero {order}{' deflated' if deflated else ''}"
-    return Form("TIFF", name, make)
+    by_pillow = bits in (1, 2, 4, 8) or (bits, photometric) == (16, 1) or (bits, order) == (16, "<")
+    return Form("TIFF", name, make, by_pillow=by_pillow or (bits, photometric, order) == (12, 1, "<"))
 
 
 def tiff_colour(
@@ -227,23 +234,32 @@ def tiff_colour(
 
     kind = {None: "", 0: " extra", 1: " premultiplied", 2: " alpha", -1: " unsaid alpha"}[extra]
     form = f"{' deflated' if deflated else ''}{' planes' if planar else ''}{' zero' if zero else ''}"
-    exact = extra in (None, 0) or (extra == -1 and zero)
-    return Form("TIFF", f"tiff rgb {bits} {order}{kind}{form}", make, 0.5 if exact else 2.51)
+    levels = 0.5 if extra in (None, 0) or (extra == -1 and zero) else CUT_LEVELS + (extra == 1)
+    return Form(
+        "TIFF",
+        f"tiff rgb {bits} {order}{kind}{form}",
+        make,
+        levels,
+        bits == 8 or (bits == 16 and (deflated or not planar)),
+    )
 
 
-def tiff_grey_alpha(extra: int) -> Form:
+def tiff_grey_alpha(bits: int, extra: int, photometric: int = 1, order: str = "<") -> Form:
     def make(random: Random) -> tuple[bytes, Rgb]:
-        samples = random_samples(random, 8, 2)
-        alpha = samples[..., 1] / 255
+        samples, largest = random_samples(random, bits, 2), (1 << bits) - 1
+        alpha = samples[..., 1] / largest
+        shown = samples[..., 0] / largest
         if extra == 1:
             samples[..., 0] = (samples[..., 0] * alpha).astype(np.int64)
-            shown = samples[..., 0] + 255 * (1 - alpha)
-        else:
-            shown = samples[..., 0] * alpha + 255 * (1 - alpha) if extra == 2 else samples[..., 0]
-        expected = np.repeat(np.asarray(shown, np.float64)[..., None], 3, axis=-1)
-        return tiff(samples, 8, 1, tags={338: ("H", [extra])}), expected
+            shown = samples[..., 0] / largest + (1 - alpha)
+        elif extra == 2:
+            shown = shown * alpha + (1 - alpha)
+        if photometric == 0:
+            samples[..., 0] = largest - samples[..., 0]
+        return tiff(samples, bits, photometric, order=order, tags={338: ("H", [extra])}), grey(shown * 255, 255)
 
-    return Form("TIFF", f"tiff grey 8 extra {extra}", make, 2.51 if extra else 0.5)
+    name = f"tiff grey {bits} {'black' if photometric else 'white'} is zero {order} extra {extra}"
+    return Form("TIFF", name, make, CUT_LEVELS if extra else 0.51, bits == 8 and photometric == 1)
 
 
 def tiff_palette(bits: int, short: bool) -> Form:
@@ -262,9 +278,21 @@ def tiff_palette(bits: int, short: bool) -> Form:
 
 TIFF_FORMS = [
     *(tiff_grey(bits, photo, order) for bits in (1, 2, 4, 8) for photo in (0, 1) for order in "<>"),
+    *(tiff_grey(bits, 0, "<", deflated=True) for bits in (1, 2, 4, 8)),
     *(tiff_grey(16, 1, order, deflated) for order in "<>" for deflated in (False, True)),
     *(tiff_grey(16, 0, order, deflated) for order in "<>" for deflated in (False, True)),
-    *(tiff_grey(12, photo, "<", deflated) for photo in (0, 1) for deflated in (False, True)),
+    *(
+        tiff_grey(bits, photo, order, deflated)
+        for bits in (10, 12, 14)
+        for photo in (0, 1)
+        for order in "<>"
+        for deflated in (False, True)
+    ),
+    *(tiff_grey(bits, photo, "<") for bits in (3, 5, 6, 9, 11, 15) for photo in (0, 1)),
+    *(tiff_colour(bits, order, extra=extra) for bits in (10, 12, 14) for order in "<>" for extra in (None, 0, 1, 2)),
+    *(tiff_colour(16, order, planar=True, extra=extra) for order in "<>" for extra in (None, 2)),
+    tiff_colour(12, "<", planar=True),
+    tiff_colour(12, ">", planar=True, deflated=True),
     *(tiff_colour(bits, order, deflated=deflated) for bits in (8, 16) for order in "<>" for deflated in (False, True)),
     *(tiff_colour(bits, order, extra=extra) for bits in (8, 16) for order in "<>" for extra in (0, 1, 2)),
     tiff_colour(8, "<", extra=2, zero=True),
@@ -274,7 +302,8 @@ TIFF_FORMS = [
     tiff_colour(8, ">", planar=True, deflated=True),
     tiff_colour(16, "<", planar=True, deflated=True),
     tiff_colour(8, "<", planar=True, extra=2),
-    *(tiff_grey_alpha(extra) for extra in (0, 1, 2)),
+    *(tiff_grey_alpha(bits, extra) for bits in (8, 12, 16) for extra in (0, 1, 2)),
+    *(tiff_grey_alpha(16, extra, photometric, ">") for photometric in (0, 1) for extra in (0, 2)),
     *(tiff_palette(bits, short) for bits in (1, 2, 4, 8) for short in (False, True)),
 ]
 
@@ -405,7 +434,7 @@ def gif_clear(everything: bool) -> Form:
     return Form("GIF", f"gif {'all ' if everything else ''}clear", make)
 
 
-def turned(format_name: str, orientation: int) -> Form:
+def turned(format_name: str, bits: int, orientation: int) -> Form:
     """EXIF's orientation, by its definition: what is stored for an upright picture."""
     stored = {
         2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1], 5: lambda p: p.swapaxes(0, 1),
@@ -413,15 +442,14 @@ def turned(format_name: str, orientation: int) -> Form:
     }[orientation]  # fmt: skip
 
     def make(random: Random) -> tuple[bytes, Rgb]:
-        upright = random_samples(random, 16 if format_name == "PNG" else 8)
+        upright = random_samples(random, bits)
         samples = np.ascontiguousarray(stored(upright))
         if format_name == "PNG":
             return png(samples, 16, 0, orientation=orientation), grey(upright, 65_535)
-        return tiff(samples, 8, 0, tags={274: ("H", [orientation])}), 255 - upright.astype(np.float64)[
-            ..., None
-        ].repeat(3, axis=-1)
+        tags = {274: ("H", [orientation])}
+        return tiff(samples, bits, 0, tags=tags), grey((1 << bits) - 1 - upright, (1 << bits) - 1)
 
-    return Form(format_name, f"{format_name.lower()} turned by {orientation}", make)
+    return Form(format_name, f"{format_name.lower()} {bits} turned by {orientation}", make)
 
 
 OTHER_FORMS = [
@@ -452,7 +480,11 @@ OTHER_FORMS = [
     *(with_alpha(format_name, zero) for format_name in ("WEBP",) for zero in (False, True)),
     gif_clear(everything=False),
     gif_clear(everything=True),
-    *(turned(format_name, orientation) for format_name in ("PNG", "TIFF") for orientation in range(2, 9)),
+    *(
+        turned(format_name, bits, orientation)
+        for format_name, bits in (("PNG", 16), ("TIFF", 8), ("TIFF", 16))
+        for orientation in range(2, 9)
+    ),
 ]
 
 FORMS = [*PILLOW_FORMS, *PNG_FORMS, *TIFF_FORMS, *OTHER_FORMS]
