@@ -29,10 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from edgevlm.deep_tiff import DeepTiff, open_deep_tiff
 from edgevlm.errors import ImageError
 from edgevlm.file_kinds import HEAD_BYTES, foreign_kind, is_avif, is_text
 from edgevlm.picture_memory import PictureHeader, decoding_bytes
-from edgevlm.sample_layout import black_is_zero, mark_white_is_zero, sample_layout, unreadable
+from edgevlm.sample_layout import is_misread, sample_layout, unreadable
 from edgevlm.samples import STRIP_PIXELS, WHOLE_PIXELS, grey_to_8, on_white, to_rgb
 from edgevlm.spec import ProcessorSpec, Resample
 
@@ -271,11 +272,43 @@ def _open_and_decode(stream: IO[bytes], label: str, before_decoding: BeforeDecod
         kind = "is text, not a picture" if is_text(head) else "is not a picture in a known format"
         raise ImageError(f"{label} {kind}; expected one of {', '.join(FORMATS)}.") from None
     except (*_DECODE_ERRORS, MemoryError) as error:
+        deep = _deep_tiff(stream, head)
+        if deep is not None:
+            return _decode_deep(deep, label, before_decoding)
         if is_text(head) and not head.startswith(_TEXT_PICTURES):
             raise ImageError(f"{label} is text, not a picture; expected one of {', '.join(FORMATS)}.") from None
         raise ImageError(f"{label} {unreadable(stream, head, _first_line(error))}") from error
     with picture:
+        deep = _deep_tiff(stream, head) if is_misread(picture) else None
+        if deep is not None:
+            return _decode_deep(deep, label, before_decoding)
         return _decode(picture, label, before_decoding)
+
+
+def _deep_tiff(stream: IO[bytes], head: bytes) -> DeepTiff | None:
+    if not head.startswith((b"II*\0", b"MM\0*")):
+        return None
+    try:
+        return open_deep_tiff(stream)
+    except _DECODE_ERRORS:
+        return None  # what Pillow says of it stands
+
+
+def _decode_deep(tiff: DeepTiff, label: str, before_decoding: BeforeDecoding | None) -> NDArray[np.uint8]:
+    _check_size(tiff.height_px, tiff.width_px, label)
+    if before_decoding is not None:
+        before_decoding(PictureHeader(label, tiff.height_px, tiff.width_px, tiff.decoding_bytes))
+    try:
+        picture, layout = tiff.load()
+        return to_rgb(picture, layout, tiff.orientation, None, label)
+    except MemoryError as error:
+        raise _no_memory(label, tiff.width_px, tiff.height_px) from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{label} is damaged and cannot be decoded: {_first_line(error)}.") from error
+
+
+def _no_memory(label: str, width_px: int, height_px: int) -> ImageError:
+    return ImageError(f"{label} of {width_px} x {height_px} pixels does not fit in memory; make it smaller first.")
 
 
 def _open(stream: IO[bytes], head: bytes) -> ImageFile.ImageFile:
@@ -302,11 +335,6 @@ def _open(stream: IO[bytes], head: bytes) -> ImageFile.ImageFile:
             if name == "PPM" and str(error) == "not a PPM file":
                 continue
             reason = error
-            twin = black_is_zero(stream) if name == "TIFF" else None
-            if twin is not None:
-                picture = factory(twin, "")
-                mark_white_is_zero(picture)
-                return picture
     if reason is not None:
         raise OSError(str(reason) or type(reason).__name__)
     raise UnidentifiedImageError
@@ -324,9 +352,7 @@ def _decode(picture: Image.Image, label: str, before_decoding: BeforeDecoding | 
         # Pillow's TIFF reader has turned the picture already and dropped the tag, so the tag is read after loading.
         return to_rgb(picture, layout, _orientation(picture), low_bytes, label)
     except MemoryError as error:
-        raise ImageError(
-            f"{label} of {width_px} x {height_px} pixels does not fit in memory; make it smaller first."
-        ) from error
+        raise _no_memory(label, width_px, height_px) from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{label} is damaged and cannot be decoded: {_first_line(error)}.") from error
 

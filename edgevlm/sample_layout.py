@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from io import BytesIO
 from typing import IO, Any
 
 from PIL import Image, ImageFile, TiffImagePlugin
@@ -79,37 +78,13 @@ def sample_layout(picture: Image.Image, label: str) -> SampleLayout:
     return SampleLayout()
 
 
-def black_is_zero(stream: IO[bytes]) -> IO[bytes] | None:
-    """Returns a copy of a deep grey TIFF whose white is zero, marked as the opposite, which Pillow does read.
-
-    None for every other file. The picture opened from it has to be told with `mark_white_is_zero`.
-    """
-    stream.seek(0)
-    data = bytearray(stream.read())
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(data[:4]))
-    if order is None:
-        return None
-    entries: dict[int, tuple[int, int]] = {}  # tag → (where its value stands, the value as a short)
-    try:
-        (at,) = struct.unpack_from(f"{order}I", data, 4)
-        (count,) = struct.unpack_from(f"{order}H", data, at)
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", data, entry)
-            entries[tag] = (entry + 8, value)
-    except struct.error:
-        return None
-    where, photometric = entries.get(_PHOTOMETRIC, (0, 1))
-    n_samples, bits = entries.get(_SAMPLES, (0, 1))[1], entries.get(_BITS, (0, 1))[1]
-    if photometric != 0 or n_samples != 1 or bits not in (12, 16):
-        return None
-    struct.pack_into(f"{order}H", data, where, 1)
-    return BytesIO(bytes(data))
-
-
-def mark_white_is_zero(picture: Image.Image) -> None:
-    """Undoes in the tags of a picture what `black_is_zero` did to its file."""
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        picture.tag_v2[_PHOTOMETRIC] = 0
+def is_misread(picture: Image.Image) -> bool:
+    """Returns whether Pillow would take the samples of an opened picture for bytes: deep channels, each by itself."""
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return False
+    tags: Any = picture.tag_v2
+    is_apart = tags.get(_PLANAR) == 2 and len(picture.getbands()) > 1
+    return is_apart and _first(tags, _BITS, 1) > 8 and tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
 
 
 def unreadable(stream: IO[bytes], head: bytes, reason: str) -> str:
@@ -130,7 +105,7 @@ def unreadable(stream: IO[bytes], head: bytes, reason: str) -> str:
 
 def _of_tiff(picture: TiffImagePlugin.TiffImageFile, label: str) -> SampleLayout:
     tags: Any = picture.tag_v2
-    if _is_raw(tags):
+    if is_raw(tags):
         raise ImageError(f"{label} {_RAW_FILE}, of which only a thumbnail could be read; {_DEVELOP}.")
     bits, sample_format = _first(tags, _BITS, 1), _first(tags, _SAMPLE_FORMAT, 1)
     if sample_format == 2 or (sample_format == 1 and bits == 32):
@@ -139,8 +114,7 @@ def _of_tiff(picture: TiffImagePlugin.TiffImageFile, label: str) -> SampleLayout
             f"{label} is a TIFF with {kind} of {bits} bits, whose white is not known; scale them to 8 or 16 bits "
             "without a sign first."
         )
-    is_apart = tags.get(_PLANAR) == 2 and len(picture.getbands()) > 1
-    if bits > 8 and is_apart and tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED:
+    if is_misread(picture):
         raise ImageError(
             f"{label} is an uncompressed TIFF of {bits} bits with its channels apart, which Pillow misreads; {_AS_PNG}."
         )
@@ -199,7 +173,7 @@ def _unread_tiff(stream: IO[bytes], reason: str) -> str | None:
         tags: Any = TiffImagePlugin.ImageFileDirectory_v2(header)
         stream.seek(tags.next)
         tags.load(stream)
-        if _is_raw(tags):
+        if is_raw(tags):
             return _RAW_FILE
         n_samples, bits, photometric = tags.get(_SAMPLES, 1), _first(tags, _BITS, 1), tags.get(_PHOTOMETRIC, 0)
         sample_format = _first(tags, _SAMPLE_FORMAT, 1)
@@ -228,8 +202,8 @@ def _unread_jpeg(head: bytes, reason: str) -> str | None:
     return None
 
 
-def _is_raw(tags: Any) -> bool:
-    """A sensor's samples, or the thumbnail that stands before them."""
+def is_raw(tags: Any) -> bool:
+    """Returns whether a TIFF's tags are of a sensor's samples, or of the thumbnail that stands before them."""
     is_thumbnail = tags.get(_NEW_SUBFILE) == 1 and _SUB_IFDS in tags
     return is_thumbnail or _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in (_CFA, _LINEAR_RAW)
 

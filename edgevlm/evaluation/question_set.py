@@ -91,7 +91,7 @@ def open_set(name: str) -> QuestionSet:
         raise UsageError(f"{directory / QUESTIONS_NAME}: the set has no questions")
     for question in questions:
         parts = PurePosixPath(question.image)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in question.image:
+        if parts.is_absolute() or ".." in parts.parts or not {"\\", "\0"}.isdisjoint(question.image):
             raise UsageError(f"{directory}: the picture {question.image!r} lies outside the set")
         if not question.answers:
             raise UsageError(f"{directory}: the question {question.question!r} has no answer")

@@ -60,9 +60,10 @@ def unified(files: Mapping[str, bytes], model_type: str, where: str) -> dict[str
     backend.no_padding()
     if steps is not None:
         backend = _backend(json.dumps(_rebuilt(state, steps(state, config), rebuilding, where)), where)
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     _add(backend, tokens, names, rebuilding)
     _check_ids(backend, tokens, where)
-    result, text = dict(files), written(backend, f"{where}: {TOKENIZER}")
+    result, text = dict(files), _with_special(backend, special)
     if text != original:
         result[TOKENIZER] = text.encode("utf-8")
     texts = {name: None if value is None else _content(value) for name, value in names.items()}
@@ -332,6 +333,18 @@ def _add(backend: Any, tokens: _Tokens, names: Mapping[str, Any], rebuilding: st
     if rebuilding == "Qwen2Tokenizer":
         contents = dict.fromkeys(text for value in [*named, *tokens.extra] if (text := _content(value)))
         backend.add_tokens([AddedToken(text, special=True) for text in contents])
+
+
+def _with_special(backend: Any, special: set[str]) -> str:
+    """Returns the tokenizer as JSON. What was special once stays so in the library, whatever a later flag says."""
+    text = written(backend)
+    after = backend.get_added_tokens_decoder().values()
+    if all(token.special or token.content not in special for token in after):
+        return text
+    state = json.loads(text)
+    for entry in state["added_tokens"]:
+        entry["special"] |= entry["content"] in special
+    return json.dumps(state, ensure_ascii=False)
 
 
 def _check_ids(backend: Any, tokens: _Tokens, where: str) -> None:

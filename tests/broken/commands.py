@@ -141,6 +141,7 @@ _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], type[EdgeVLMError], str], .
     ("a set card with a key twice", _edited("set.json", '{"name"', '{"name": "x", "name"'), UsageError, "stands twice"),
     ("a set of NaN questions", _edited("set.json", '"n_questions": 6', '"n_questions": NaN'), UsageError, "NaN is not"),
     ("a question with half a character", _edited("questions.jsonl", "kind 1", "\\ud800"), UsageError, "surrogate"),
+    ("a picture with a NUL in its name", _edited("questions.jsonl", "wide.png", "\\u0000"), UsageError, "lies outside"),
     ("a question nested without end", _edited("questions.jsonl", '"yes"', "[" * 9999), UsageError, "too deeply"),
     ("results that are not UTF-8", _results(b'{"format": "\xff"}'), UsageError, "no UTF-8 text at byte 12"),
     ("results with a score of 1e999", _results(b'{"format": 1, "score": 1e999}'), UsageError, "too large for a number"),

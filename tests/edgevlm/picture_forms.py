@@ -35,6 +35,8 @@ class Form:
     name: str
     make: Make
     levels: float = 0.5
+    by_pillow: bool = True
+    """Pillow reads it, though not always rightly."""
 
 
 def random_samples(random: Random, bits: int, channels: int = 1) -> NDArray[np.int64]:
@@ -205,7 +207,8 @@ def tiff_grey(bits: int, photometric: int, order: str, deflated: bool = False) -
         return data, expected
 
     name = f"tiff grey {bits} {'black' if photometric else 'white'} is zero {order}{' deflated' if deflated else ''}"
-    return Form("TIFF", name, make)
+    by_pillow = bits in (1, 2, 4, 8) or (bits, photometric) == (16, 1) or (bits, order) == (16, "<")
+    return Form("TIFF", name, make, by_pillow=by_pillow or (bits, photometric, order) == (12, 1, "<"))
 
 
 def tiff_colour(
@@ -231,23 +234,32 @@ def tiff_colour(
 
     kind = {None: "", 0: " extra", 1: " premultiplied", 2: " alpha", -1: " unsaid alpha"}[extra]
     form = f"{' deflated' if deflated else ''}{' planes' if planar else ''}{' zero' if zero else ''}"
-    exact = extra in (None, 0) or (extra == -1 and zero)
-    return Form("TIFF", f"tiff rgb {bits} {order}{kind}{form}", make, 0.5 if exact else CUT_LEVELS + (extra == 1))
+    levels = 0.5 if extra in (None, 0) or (extra == -1 and zero) else CUT_LEVELS + (extra == 1)
+    return Form(
+        "TIFF",
+        f"tiff rgb {bits} {order}{kind}{form}",
+        make,
+        levels,
+        bits == 8 or (bits == 16 and (deflated or not planar)),
+    )
 
 
-def tiff_grey_alpha(extra: int) -> Form:
+def tiff_grey_alpha(bits: int, extra: int, photometric: int = 1, order: str = "<") -> Form:
     def make(random: Random) -> tuple[bytes, Rgb]:
-        samples = random_samples(random, 8, 2)
-        alpha = samples[..., 1] / 255
+        samples, largest = random_samples(random, bits, 2), (1 << bits) - 1
+        alpha = samples[..., 1] / largest
+        shown = samples[..., 0] / largest
         if extra == 1:
             samples[..., 0] = (samples[..., 0] * alpha).astype(np.int64)
-            shown = samples[..., 0] + 255 * (1 - alpha)
-        else:
-            shown = samples[..., 0] * alpha + 255 * (1 - alpha) if extra == 2 else samples[..., 0]
-        expected = np.repeat(np.asarray(shown, np.float64)[..., None], 3, axis=-1)
-        return tiff(samples, 8, 1, tags={338: ("H", [extra])}), expected
+            shown = samples[..., 0] / largest + (1 - alpha)
+        elif extra == 2:
+            shown = shown * alpha + (1 - alpha)
+        if photometric == 0:
+            samples[..., 0] = largest - samples[..., 0]
+        return tiff(samples, bits, photometric, order=order, tags={338: ("H", [extra])}), grey(shown * 255, 255)
 
-    return Form("TIFF", f"tiff grey 8 extra {extra}", make, CUT_LEVELS if extra else 0.5)
+    name = f"tiff grey {bits} {'black' if photometric else 'white'} is zero {order} extra {extra}"
+    return Form("TIFF", name, make, CUT_LEVELS if extra else 0.51, bits == 8 and photometric == 1)
 
 
 def tiff_palette(bits: int, short: bool) -> Form:
@@ -269,7 +281,18 @@ TIFF_FORMS = [
     *(tiff_grey(bits, 0, "<", deflated=True) for bits in (1, 2, 4, 8)),
     *(tiff_grey(16, 1, order, deflated) for order in "<>" for deflated in (False, True)),
     *(tiff_grey(16, 0, order, deflated) for order in "<>" for deflated in (False, True)),
-    *(tiff_grey(12, photo, "<", deflated) for photo in (0, 1) for deflated in (False, True)),
+    *(
+        tiff_grey(bits, photo, order, deflated)
+        for bits in (10, 12, 14)
+        for photo in (0, 1)
+        for order in "<>"
+        for deflated in (False, True)
+    ),
+    *(tiff_grey(bits, photo, "<") for bits in (3, 5, 6, 9, 11, 15) for photo in (0, 1)),
+    *(tiff_colour(bits, order, extra=extra) for bits in (10, 12, 14) for order in "<>" for extra in (None, 0, 1, 2)),
+    *(tiff_colour(16, order, planar=True, extra=extra) for order in "<>" for extra in (None, 2)),
+    tiff_colour(12, "<", planar=True),
+    tiff_colour(12, ">", planar=True, deflated=True),
     *(tiff_colour(bits, order, deflated=deflated) for bits in (8, 16) for order in "<>" for deflated in (False, True)),
     *(tiff_colour(bits, order, extra=extra) for bits in (8, 16) for order in "<>" for extra in (0, 1, 2)),
     tiff_colour(8, "<", extra=2, zero=True),
@@ -279,7 +302,8 @@ TIFF_FORMS = [
     tiff_colour(8, ">", planar=True, deflated=True),
     tiff_colour(16, "<", planar=True, deflated=True),
     tiff_colour(8, "<", planar=True, extra=2),
-    *(tiff_grey_alpha(extra) for extra in (0, 1, 2)),
+    *(tiff_grey_alpha(bits, extra) for bits in (8, 12, 16) for extra in (0, 1, 2)),
+    *(tiff_grey_alpha(16, extra, photometric, ">") for photometric in (0, 1) for extra in (0, 2)),
     *(tiff_palette(bits, short) for bits in (1, 2, 4, 8) for short in (False, True)),
 ]
 

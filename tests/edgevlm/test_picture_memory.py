@@ -20,6 +20,7 @@ from edgevlm.memory import MemoryEstimate, admit_picture
 from edgevlm.model import load
 from edgevlm.picture_memory import HeldPictures, PictureHeader
 from edgevlm.tiles_drawing import SCHEMES
+from tests.edgevlm.picture_writers import tiff
 
 MEASURE = """
 import json, sys
@@ -81,6 +82,14 @@ def in_one_strip(picture: Image.Image, path: Path) -> None:
     picture.save(path, "TIFF", compression="tiff_adobe_deflate", tiffinfo={278: picture.height, 274: 6})
 
 
+def deep_planes(picture: Image.Image, path: Path) -> None:
+    path.write_bytes(tiff(np.asarray(picture).astype(np.int64) * 257, 16, 2, planar=True))
+
+
+def grey_of_12_bits(picture: Image.Image, path: Path) -> None:
+    path.write_bytes(tiff(np.asarray(picture)[..., 0].astype(np.int64) * 16, 12, 0, order=">"))
+
+
 # Name → how it is written, and its megapixels in the long run: as many as a phone's camera has, fewer where the encoder
 # takes minutes.
 PICTURES: dict[str, tuple[Write, int]] = {
@@ -98,6 +107,8 @@ PICTURES: dict[str, tuple[Write, int]] = {
     "tiff lzw": (saved("TIFF", compression="tiff_lzw"), 108),
     "tiff grey 16": (saved("TIFF", grey_of_16_bits), 108),
     "tiff in one strip, turned": (in_one_strip, 50),
+    "tiff of 16-bit planes": (deep_planes, 12),
+    "tiff of 12 bits": (grey_of_12_bits, 12),
     "bmp": (saved("BMP"), 108),
     "ppm": (saved("PPM"), 108),
     "ppm scaled": (scaled_ppm, 8),
