@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from dataclasses import dataclass
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,8 @@ _JPEG2000_CHANNEL_BYTES = 6
 _PPM_BYTES = 14
 """Samples with a white other than 255 are scaled in Python: 12 measured."""
 _RLE_BYTES = 3
+_STREAMED = ("JPEG", "MPO", "PNG", "GIF", "BMP", "PPM")
+"""Formats whose file is read piece by piece."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,10 @@ def _tiff_bytes(tags: Any, size: tuple[int, int], loaded: int) -> float:
 
 
 def _stream_bytes(picture: Image.Image) -> int:
-    """The file, which some decoders read whole, and which others map."""
+    """The file, where its decoder reads it whole or maps it, or where it stands in memory."""
     stream: IO[bytes] | None = getattr(picture, "fp", None)
-    if stream is None:
+    is_streamed = picture.format in _STREAMED or picture.info.get("compression") == "raw"
+    if stream is None or (is_streamed and not isinstance(stream, BytesIO)):
         return 0
     try:
         position = stream.tell()
