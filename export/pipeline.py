@@ -87,7 +87,7 @@ def export_package(
     spec = _with_options(arch_spec(checkpoint.config, checkpoint.files), options)
     language = _language(spec, checkpoint)
     carried = chat_files.carried(
-        checkpoint, spec.prompt, template=options.chat_template, without=options.no_chat_template
+        checkpoint, spec.prompt, language.vocab, template=options.chat_template, without=options.no_chat_template
     )
     plan = QuantPlan(
         options.scheme or default_language_scheme(n_parameters(language)), options.vision_scheme, options.overrides
