@@ -98,7 +98,7 @@ def export_package(
     language = _language(spec, checkpoint)
     check_ready(checkpoint, spec, needs_reference=options.verify and options.reference is True)
     carried = chat_files.carried(
-        checkpoint, spec.prompt, template=options.chat_template, without=options.no_chat_template
+        checkpoint, spec.prompt, language.vocab, template=options.chat_template, without=options.no_chat_template
     )
     plan = QuantPlan(
         options.scheme or default_language_scheme(n_parameters(language)), options.vision_scheme, options.overrides

@@ -9,7 +9,7 @@ carries the one that was found as chat_template.jinja.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,22 +88,36 @@ def _text(files: Mapping[str, bytes], name: str) -> str | None:
 
 
 def carried(
-    checkpoint: Checkpoint, prompt: PromptSpec | None, *, template: str | None = None, without: bool = False
+    checkpoint: Checkpoint,
+    prompt: PromptSpec | None,
+    n_rows: int,
+    *,
+    template: str | None = None,
+    without: bool = False,
 ) -> dict[str, bytes]:
     """Returns the files that a package carries, with the one chat template of the checkpoint, or `template`, or none.
 
-    Raises PackageError when the template cannot render the simplest conversation.
+    Raises PackageError when the template cannot render the simplest conversation, or when text or template give ids
+    that the embedding's `n_rows` rows do not have.
     """
     if template is not None and without:
         raise UsageError("a chat template is given, and none is asked for; choose one")
     files = {name: data for name, data in checkpoint.files.items() if not name.startswith(f"{NAMED}/")}
+    tokenizer = None
+    if "tokenizer.json" in files:
+        tokenizer = Tokenizer(read_backend(files["tokenizer.json"].decode("utf-8"), "tokenizer.json"))
+        largest = max(tokenizer.backend.get_vocab(with_added_tokens=False).values(), default=-1)
+        _check_rows([largest], n_rows, prompt)
     if without:
         return _stripped(files)
     where = "the given chat template" if template is not None else f"the chat template of {checkpoint.name}"
     source = template if template is not None else own_template(checkpoint.files, has_processor(checkpoint))
     if source is None:
         return files
-    check_template(source, files, prompt, where)
+    try:
+        _check_template(ChatTemplate(source, _special_tokens(files), where), tokenizer, prompt, n_rows)
+    except EdgeVLMError as error:
+        raise PackageError(f"{error}; {HINT}") from error
     return {**files, JINJA: source.encode("utf-8")}
 
 
@@ -116,34 +130,38 @@ def _stripped(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return kept
 
 
-def check_template(source: str, files: Mapping[str, bytes], prompt: PromptSpec | None, where: str) -> None:
-    """Raises PackageError when a template cannot render one question, and one with a picture where there are any."""
-    others = parse_object(files["special_tokens_map.json"], where) if "special_tokens_map.json" in files else {}
-    config = parse_object(files[TOKENIZER], where) if TOKENIZER in files else {}
-    chat = ChatTemplate(source, special_tokens(config, others), where)
-    tokenizer = None
-    if "tokenizer.json" in files:
-        tokenizer = Tokenizer(read_backend(files["tokenizer.json"].decode("utf-8"), "tokenizer.json"))
-    try:
-        chat.check_language()
-        for n_pictures in (0, 1) if prompt is not None else (0,):
-            _check_question(chat, tokenizer, prompt, n_pictures)
-    except EdgeVLMError as error:
-        raise PackageError(f"{error}; {HINT}") from error
+def _special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
+    config, others = (
+        parse_object(files[name], name) if name in files else {} for name in (TOKENIZER, "special_tokens_map.json")
+    )
+    return special_tokens(config, others)
 
 
-def _check_question(
-    chat: ChatTemplate, tokenizer: Tokenizer | None, prompt: PromptSpec | None, n_pictures: int
-) -> None:
-    question = {"type": "text", "text": "What is this?"}
-    content: Any = [*[{"type": "image"}] * n_pictures, question] if prompt is not None else question["text"]
-    messages = [{"role": "user", "content": content}]
-    if tokenizer is None:
-        chat.render(messages)
-        return
-    try:
-        build_segments(messages, chat, tokenizer, prompt, [_ONE_TILE] * n_pictures)
-    except UsageError:
-        # Some models cannot do without a system text.
-        with_system = [{"role": "system", "content": "You help."}, *messages]
-        build_segments(with_system, chat, tokenizer, prompt, [_ONE_TILE] * n_pictures)
+def _check_template(chat: ChatTemplate, tokenizer: Tokenizer | None, prompt: PromptSpec | None, n_rows: int) -> None:
+    """Raises what hinders a template from one question, and one with a picture where there are any."""
+    chat.check_language()
+    for n_pictures in (0, 1) if prompt is not None else (0,):
+        question = {"type": "text", "text": "What is this?"}
+        content: Any = [*[{"type": "image"}] * n_pictures, question] if prompt is not None else question["text"]
+        messages = [{"role": "user", "content": content}]
+        if tokenizer is None:
+            chat.render(messages)
+            continue
+        pictures = [_ONE_TILE] * n_pictures
+        try:
+            segments = build_segments(messages, chat, tokenizer, prompt, pictures)
+        except UsageError:
+            # Some models cannot do without a system text.
+            with_system = [{"role": "system", "content": "You help."}, *messages]
+            segments = build_segments(with_system, chat, tokenizer, prompt, pictures)
+        _check_rows([i for segment in segments if isinstance(segment, list) for i in segment], n_rows, prompt)
+
+
+def _check_rows(ids: Sequence[int], n_rows: int, prompt: PromptSpec | None) -> None:
+    """Raises PackageError for an id without a row in the embedding; the image token needs none."""
+    beyond = [i for i in ids if i >= n_rows and (prompt is None or i != prompt.image_token_id)]
+    if beyond:
+        raise PackageError(
+            f"tokenizer.json gives the id {max(beyond)}, the model's embedding has {n_rows} rows; one of the two is "
+            "from another checkpoint"
+        )

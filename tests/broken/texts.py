@@ -66,6 +66,22 @@ def _both(*changes: Callable[[Path], object]) -> Callable[[Path], list[Any]]:
     return _checkpoint(lambda path: [change(path) for change in changes])
 
 
+def _larger_vocabulary(path: Path) -> None:
+    tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["zzz"] = 999
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+def _token_beyond(path: Path) -> None:
+    tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    first = len(tokenizer["model"]["vocab"])
+    fillers = [f"<filler {i}>" for i in range(first, 400)]
+    for token_id, text in enumerate([*fillers, "<beyond>"], start=first):
+        tokenizer["added_tokens"].append({"id": token_id, "content": text, "special": True, **flags})
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
 TOKEN = {"content": "<extra>", "special": True}
 CASES = [
     BrokenCase("syntax error", _template("{% for x in %}"), PackageError, "--no-chat-template"),
@@ -157,6 +173,18 @@ CASES = [
         ),
         PackageError,
         "gives '<extra>' the id 7",
+    ),
+    BrokenCase(
+        "vocabulary larger than the embedding",
+        _checkpoint(_larger_vocabulary),
+        PackageError,
+        "gives the id 999, the model's embedding has 384 rows",
+    ),
+    BrokenCase(
+        "template with a token beyond the embedding",
+        _both(_token_beyond, lambda path: (path / JINJA).write_text("{{ messages[0].content }}<beyond>")),
+        PackageError,
+        "gives the id 400, the model's embedding has 384 rows",
     ),
     BrokenCase("tokens as a list", _config(added_tokens_decoder=[1]), PackageError, "is a list, expected an object"),
     BrokenCase("token without a text", _config(added_tokens_decoder={"9": {}}), PackageError, "expected a token with"),

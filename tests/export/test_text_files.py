@@ -157,4 +157,4 @@ def test_a_template_for_conversations_with_a_system_text_is_taken(tmp_path: Path
     checkpoint: Checkpoint = open_checkpoint(tiny.make_llama(tmp_path / "source"))
     refusal = "{% if messages[0].role != 'system' %}{{ raise_exception('a system text first') }}{% endif %}"
     needs_system = refusal + "{{ messages | length }}"
-    assert carried(checkpoint, None, template=needs_system)["chat_template.jinja"].decode() == needs_system
+    assert carried(checkpoint, None, tiny.VOCAB, template=needs_system)["chat_template.jinja"].decode() == needs_system
