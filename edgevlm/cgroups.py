@@ -27,8 +27,11 @@ def group_directories(controller: str, proc: Path = PROC, cgroup: Path = CGROUP)
         if names and controller not in names.split(","):
             continue
         version = 1 if names else 2
-        places = [(root, at) for kind, options, root, at in mounts if kind == version and (
-            version == 2 or controller in options)]  # fmt: skip
+        places = [
+            (root, at)
+            for kind, options, root, at in mounts
+            if kind == version and (version == 2 or controller in options)
+        ]
         for root, at in places or [("/", cgroup if version == 2 else cgroup / controller)]:
             found += [(version, directory) for directory in _upwards(at, root, own)]
     return list(dict.fromkeys(found))
@@ -48,7 +51,8 @@ def _mounts(proc: Path) -> Iterator[tuple[int, tuple[str, ...], str, Path]]:
         mount, _, rest = line.partition(" - ")
         fields, kind = mount.split(), rest.split()
         if len(fields) >= 5 and len(kind) >= 3 and kind[0] in ("cgroup", "cgroup2"):
-            yield (2 if kind[0] == "cgroup2" else 1), tuple(kind[2].split(",")), _plain(fields[3]), Path(_plain(fields[4]))
+            version, options = 2 if kind[0] == "cgroup2" else 1, tuple(kind[2].split(","))
+            yield version, options, _plain(fields[3]), Path(_plain(fields[4]))
 
 
 def _plain(path: str) -> str:

@@ -284,6 +284,6 @@ class NativeSession:
     def _check_room(self, n_tokens: int) -> None:
         if self._n_past() + n_tokens > self.capacity:
             raise ContextFullError(
-                f"the context is full: {self._n_past()} tokens are held and {n_tokens} more are needed, the capacity is "
-                f"{self.capacity}; load with a larger context"
+                f"the context is full: {self._n_past()} tokens are held and {n_tokens} more are needed, the capacity "
+                f"is {self.capacity}; load with a larger context"
             )

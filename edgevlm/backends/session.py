@@ -87,8 +87,8 @@ class Session(Protocol):
     """One conversation's state on one backend.
 
     `encode` may run beside another call; of the other calls one waits for the other. A call that is given a
-    CancelToken raises Cancelled soon after that is set, at the latest at the next tile batch, chunk or token, and leaves
-    the cache with the whole chunks that were done. After `close` every call but `close` raises UsageError.
+    CancelToken raises Cancelled soon after that is set, at the latest at the next tile batch, chunk or token, and
+    leaves the cache with the whole chunks that were done. After `close` every call but `close` raises UsageError.
     """
 
     capacity: int

@@ -111,6 +111,29 @@ def test_sampling_is_pythons(picture_package: Path, classes: Path, jni: Path, tm
     assert result["ids"] == list(response.token_ids) != list(greedy.token_ids)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_penalty_with_a_picture_is_pythons(
+    temperature: float, picture_package: Path, classes: Path, jni: Path, tmp_path: Path
+) -> None:
+    """The picture's placeholders are no history; the prompt's text and the answer are."""
+    options = {"temperature": temperature, "seed": 7}
+    given = java_conversation([QUESTIONS[0], QUESTIONS[1]], NEW_TOKENS, tmp_path)
+    found = []
+    for penalty in (1.7, 1.0):
+        asked = {**given, "sampling": {**options, "repetition_penalty": penalty}}
+        (turns,) = run_conversations(classes, jni, picture_package, [asked], tmp_path)
+        found.append([turn["ids"] for turn in turns])
+    with edgevlm.load(picture_package, backend="native", threads=2) as model:
+        talk = model.chat()
+        for number, question in enumerate(QUESTIONS[:2]):
+            if question.picture is not None:
+                talk.attach(question.picture)
+            *_, last = talk.send(question.text, max_new_tokens=NEW_TOKENS, repetition_penalty=1.7, **options)
+            assert last.response is not None
+            assert found[0][number] == list(last.response.token_ids)
+    assert found[0] != found[1]  # negative control: the penalty counts
+
+
 def test_options_are_pythons(java: Any, classes: Path) -> None:
     """Every row of the table that tests/edgevlm/test_generate.py runs too."""
     table = Path(__file__).parents[1] / "generation_options.json"

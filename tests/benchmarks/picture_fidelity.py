@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from edgevlm.backends.native_library import host_arch, library_path
 from edgevlm.backends.onnx import OnnxSession
+from edgevlm.cancel import CancelToken
 from edgevlm.evaluation.question_set import QuestionSet, choose, open_set
 from edgevlm.evaluation.results import Evaluation, compare, read_results, write_results
 from edgevlm.evaluation.run import DEFAULT_MAX_NEW_TOKENS, ask_all, assemble, keep_tower
@@ -159,7 +159,7 @@ def answer_logits(model: Model, questions: QuestionSet, index: int, ids: Sequenc
     picture = model.picture(questions.picture(question))
     prompt, (planned,) = model.fitted(as_messages(question.question, 1), [picture], model.options(temperature=0.0))
     assert model.encoder is not None, "a picture was accepted"
-    rows = model.encoder.features(planned, threading.Event())
+    rows = model.encoder.features(planned, CancelToken())
     segments = [
         rows[part.first_row : part.first_row + part.n_rows] if isinstance(part, PictureRun) else part
         for part in prompt.parts

@@ -39,6 +39,11 @@ def _words(*words: str) -> Callable[[Path], list[Any]]:
     return lambda tmp_path: list(words)
 
 
+def _words_of(command: str, *words: str) -> Callable[[Path], list[Any]]:
+    """Returns a maker of `edgevlm COMMAND` on a sound package."""
+    return lambda tmp_path: [command, _package(tmp_path, True), *words]
+
+
 def _text(name: str, data: bytes) -> Callable[[Path], Path]:
     def make(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(data)
@@ -148,6 +153,15 @@ _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], type[EdgeVLMError], str], .
     ("a tokenizer that panics", _tokenizer(post_processor=_ABSENT_TOKEN), PackageError, "tokenizer.json"),
     ("a tokenizer without its unknown token", _tokenizer(model=_ABSENT_UNKNOWN), PackageError, "tokenizer.json"),
     ("a comparison with no results", _eval("--against", "none.json"), UsageError, "none.json"),
+    ("more threads than CPUs", _run("Hello", "--threads", "100000"), UsageError, "the CPUs of this machine"),
+    ("more threads than a number holds", _run("Hello", "--threads", "9" * 20), UsageError, "threads is 9999"),
+    ("no threads", _words("run", "package", "Hello", "--threads", "0"), UsageError, "at least 1"),
+    ("more threads than CPUs, in chat", _words_of("chat", "--threads", "100000"), UsageError, "the CPUs of"),
+    ("more threads than CPUs, for questions", _eval("--threads", "100000"), UsageError, "the CPUs of this machine"),
+    ("more threads than CPUs, to measure", _words_of("bench", "--threads", "100000"), UsageError, "the CPUs of"),
+    ("top-k below 0", _run("Hello", "--top-k", "-1"), UsageError, "0"),
+    ("a repetition penalty of 0", _run("Hello", "--repetition-penalty", "0"), UsageError, "repetition"),
+    ("a seed below 0", _run("Hello", "--seed", "-1"), UsageError, "seed"),
     ("not enough memory allowed", _run("Hello", "--memory-budget", "1M"), BackendError, "1"),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from export.pipeline import ExportOptions, export_package
 from tests import tiny
 from tvm_schedules.compile import compile_package
 
-needs_library = pytest.mark.skipif(not library_path().exists(), reason="no native library here; `make native` builds it")
+needs_library = pytest.mark.skipif(not library_path().exists(), reason="no native library; `make native` builds it")
 BACKENDS = ["onnx", pytest.param("native", marks=needs_library), "qnn-sim"]
 TEXT = {
     "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -118,9 +119,8 @@ def test_a_turn_of_a_conversation_is_the_same_as_its_messages_from_nothing(model
         response, logits = again(lambda text=text: last(talk.send(text, max_new_tokens=40)), rows)
         messages = talk.messages[:-1]
         pictures = [p.image for turn in talk.turns for p in turn.pictures]
-        fresh, expected = from_nothing(
-            model, lambda: model.generate(messages, pictures, max_new_tokens=40), rows
-        )  # fmt: skip
+        generate = partial(model.generate, messages, pictures, max_new_tokens=40)
+        fresh, expected = from_nothing(model, generate, rows)
         assert response.token_ids == fresh.token_ids
         np.testing.assert_array_equal(logits, expected)
         again(lambda: last(talk.regenerate(max_new_tokens=40)), rows)  # the cache as the conversation leaves it
@@ -172,7 +172,8 @@ def test_a_token_that_is_set_ends_each_call_before_it_works(model: Model) -> Non
     token.set()
     for call in (
         lambda: session.prefill([ids], np.arange(8, 16), token), lambda: session.step(3, 8, token),
-        lambda: session.score(ids[:2], np.array([-1, 0]), np.array([8, 9]), token), lambda: session.encode(tiles, token),
+        lambda: session.score(ids[:2], np.array([-1, 0]), np.array([8, 9]), token),
+        lambda: session.encode(tiles, token),
     ):  # fmt: skip
         with pytest.raises(Cancelled):
             call()

@@ -292,7 +292,7 @@ def test_what_is_closed_refuses(tiny: Path) -> None:
     model.cancel()
     assert finish(running).finish_reason == "cancelled"  # closing ends what runs
     for call in (
-        lambda: model.generate("hi"), lambda: talk.send("hi"), lambda: talk.regenerate(), lambda: talk.attach(picture()),
+        lambda: model.generate("hi"), lambda: talk.send("hi"), talk.regenerate, lambda: talk.attach(picture()),
         lambda: model.session.prefill([np.zeros(2, np.int64)], np.arange(2)), lambda: model.session.step(1, 0),
         lambda: model.session.encode(np.zeros((1, 3, 28, 28), np.float32)), lambda: model.session.truncate(0),
         lambda: model.session.release("kv"), lambda: model.session.snapshot(),

@@ -186,9 +186,8 @@ def test_logits_that_no_token_can_be_chosen_from(engine: NativeLibrary) -> None:
             native(logits, [])
         with pytest.raises(BackendError):
             Sampler(params)(logits, [])
-    with NativeSampler(engine, 3, params) as native:
-        with pytest.raises(UsageError, match="shape"):
-            native(np.zeros(4, np.float32), [])
+    with NativeSampler(engine, 3, params) as native, pytest.raises(UsageError, match="shape"):
+        native(np.zeros(4, np.float32), [])
     for n in (0, -5, (1 << 24) + 1):
         with pytest.raises(UsageError, match="vocabulary"):
             NativeSampler(engine, n, params)

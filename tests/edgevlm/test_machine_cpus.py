@@ -31,7 +31,8 @@ def v1(directory: str, quota: int, period: int = 100_000) -> dict[str, str]:
 CASES: dict[str, tuple[dict[str, str], float | None]] = {
     "nothing known": ({}, None),
     "version 1 of one core": (
-        {"proc/self/cgroup": "4:cpu,cpuacct:/docker/x\n", "proc/self/mountinfo": OTHERS + V1_MOUNT.replace("{own}", "/"),
+        {"proc/self/cgroup": "4:cpu,cpuacct:/docker/x\n",
+         "proc/self/mountinfo": OTHERS + V1_MOUNT.replace("{own}", "/"),
          **v1("v1/cpu,cpuacct/docker/x", 100_000)}, 1,
     ),
     "version 1 without a limit": (
@@ -68,8 +69,8 @@ CASES: dict[str, tuple[dict[str, str], float | None]] = {
          **v1("v1/cpu,cpuacct/x", 300_000), "unified/y/cpu.max": "400000 100000"}, 3,
     ),
     "nonsense": (
-        {"proc/self/cgroup": "::::\n\n4:cpu\n0::/a\n", "proc/self/mountinfo": "x - cgroup2\n - \n", "cgroup/a/cpu.max": "many",
-         "cgroup/cpu.max": "0 0"}, None,
+        {"proc/self/cgroup": "::::\n\n4:cpu\n0::/a\n", "proc/self/mountinfo": "x - cgroup2\n - \n",
+         "cgroup/a/cpu.max": "many", "cgroup/cpu.max": "0 0"}, None,
     ),
 }  # fmt: skip
 

@@ -88,7 +88,7 @@ def test_threads_do_not_change_a_bit(package: Package, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 8), (4, 4), (16, 16)], ids=str)
 def test_how_a_prompt_is_split_does_not_change_a_bit(package: Package, bits: tuple[int, int]) -> None:
-    """Rows computed one at a time, few or many together, over one unit of keys and several: the same logits after them."""
+    """Rows computed one at a time, few or many together, over one unit of keys and several: the same logits."""
     ids, places = tokens(package), np.arange(LENGTH)
     for variant in NativeLibrary(library_path()).variants():
         session = NativeSession(package, context=400, kv_bits=[bits] * N_LAYERS, variant=variant)

@@ -11,6 +11,7 @@ import pytest
 
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.backends.session import Float32
+from edgevlm.cancel import CancelToken
 from edgevlm.errors import UsageError
 from edgevlm.package import Package
 from edgevlm.spec import ParityEntry
@@ -83,8 +84,8 @@ def test_faults_fail(scheme: str, fault: str, source: Path, teacher: fidelity.Te
 class NoisyTower(OnnxSession):
     """A tower with 4 % of noise: cosine about .9992."""
 
-    def encode(self, tiles: Float32) -> Float32:
-        features = super().encode(tiles)
+    def encode(self, tiles: Float32, cancel: CancelToken | None = None) -> Float32:
+        features = super().encode(tiles, cancel)
         noise = np.random.default_rng(0).standard_normal(features.shape).astype(np.float32)
         return features + 0.04 * features.std() * noise
 
@@ -98,8 +99,8 @@ def test_a_tower_below_the_cosine_bound_fails(source: Path, teacher: fidelity.Te
 
 
 class BlindTower(OnnxSession):
-    def encode(self, tiles: Float32) -> Float32:
-        return np.zeros_like(super().encode(tiles))
+    def encode(self, tiles: Float32, cancel: CancelToken | None = None) -> Float32:
+        return np.zeros_like(super().encode(tiles, cancel))
 
 
 def test_a_model_that_does_not_see_the_picture_fails_behind_it(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgevlm.backends.onnx import OnnxSession
 from edgevlm.backends.session import Float32, Int64
+from edgevlm.cancel import CancelToken
 from edgevlm.errors import ParityError
 from edgevlm.package import Package
 from edgevlm.spec import ParityEntry
@@ -123,8 +124,8 @@ def test_another_history_fails(package: Package) -> None:
 class ShiftedPositions(OnnxSession):
     """Gives every token behind the first chunk the position of the one after it."""
 
-    def score(self, ids: Int64, parents: Int64, positions: Int64) -> Float32:
-        return super().score(ids, parents, np.where(positions >= 20, positions + 1, positions))
+    def score(self, ids: Int64, parents: Int64, positions: Int64, cancel: CancelToken | None = None) -> Float32:
+        return super().score(ids, parents, np.where(positions >= 20, positions + 1, positions), cancel)
 
 
 def test_shifted_positions_fail(package: Package, expected: parity.Expected) -> None:
@@ -133,8 +134,8 @@ def test_shifted_positions_fail(package: Package, expected: parity.Expected) -> 
 
 
 class SwappedTiles(OnnxSession):
-    def encode(self, tiles: Float32) -> Float32:
-        return super().encode(tiles)[::-1].copy()
+    def encode(self, tiles: Float32, cancel: CancelToken | None = None) -> Float32:
+        return super().encode(tiles, cancel)[::-1].copy()
 
 
 def test_tiles_in_another_order_fail(package: Package, expected: parity.Expected) -> None:
