@@ -54,7 +54,7 @@ def toolchain(arch: str, system: OperatingSystem, scratch: Path) -> Toolchain:
             raise BackendError(f"the Android library is built for arm64 only, not for {arch}")
         return _android(scratch)
     if arch == host:
-        return Toolchain("cc", ("-D_GNU_SOURCE",), ("-pthread", "-lm"))
+        return Toolchain("cc", ("-D_GNU_SOURCE",), ("-pthread",))
     if arch == "arm64":
         return _linux_arm64()
     raise BackendError(f"there is no cross toolchain for {arch} on {host}")
@@ -73,7 +73,7 @@ def _linux_arm64() -> Toolchain:
         raise BackendError("the arm64 sysroot is missing; `make deps` installs it (gcc-aarch64-linux-gnu)")
     # The kernels' calling convention is Linux's; -mno-outline-atomics keeps libgcc out.
     flags = ("--target=aarch64-linux-gnu", "-march=armv8-a", "-mno-outline-atomics", "-D_GNU_SOURCE")
-    return Toolchain(_clang(), flags, ("-fuse-ld=lld", "-pthread", "-lm"))
+    return Toolchain(_clang(), flags, ("-fuse-ld=lld", "-pthread"))
 
 
 def _android(scratch: Path) -> Toolchain:

@@ -92,6 +92,8 @@ ev_any_fn ev_find_kernel(const ev_model *model, const char *name);
 /* Runs the decoder's operations on `rows` new tokens whose embeddings are in the arena; logits of the last n_logits.
  * tree_rows: 0, or `rows` when context->tree says what each of them sees. EV_CANCELLED as soon as `cancel` is set: then
  * only rows of the cache from n_past on may have been written. */
+/* Fills the context's cosines and sines for the positions of `rows` new tokens; frequencies (half). */
+void ev_turn_positions(ev_context *context, const float *frequencies, int32_t half, int32_t rows);
 ev_status ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, int32_t tree_rows, const ev_cancel_flag *cancel);
 /* Adds one run of an operation to the profile. */
 void ev_profile_add(ev_context *context, uint32_t index, int32_t rows, double seconds);

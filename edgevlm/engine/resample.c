@@ -2,6 +2,7 @@
  * and the two sums. Source of the rules: Pillow 13, src/libImaging/Resample.c and (nearest) Geometry.c. */
 #include "cpu.h"
 #include "picture.h"
+#include "sine.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -11,44 +12,12 @@ enum { WEIGHT_BITS = 22, HALF = 1 << (WEIGHT_BITS - 1) };
 
 static const double PI = 3.14159265358979323846;
 
-/* sin of |x| <= 3 pi, within 0.6 units in the last place: libm's own differ from system to system. The quarter turns
- * are taken off with pi/2 in three parts (the first two end in zeros, so their products are exact); then Taylor's
- * series up to x^17, whose next term is below 1e-18. */
-static double sine(double x) {
-    const double half_pi_1 = 0x1.921fb54400000p+0, half_pi_2 = 0x1.0b4611a600000p-34, half_pi_3 = 0x1.3198a2e037073p-69;
-    const double turns = (double)(int32_t)(x * (2 / 3.14159265358979323846) + (x < 0 ? -0.5 : 0.5));
-    const double first = x - turns * half_pi_1, second = turns * half_pi_2, third = turns * half_pi_3;
-    const double main = first - second, rest = ((first - main) - second) - third;
-    const double square = main * main;
-    double sine_tail = 1.0 / 355687428096000.0, cosine_tail = 1.0 / 20922789888000.0;
-    sine_tail = sine_tail * square - 1.0 / 1307674368000.0;
-    sine_tail = sine_tail * square + 1.0 / 6227020800.0;
-    sine_tail = sine_tail * square - 1.0 / 39916800.0;
-    sine_tail = sine_tail * square + 1.0 / 362880.0;
-    sine_tail = sine_tail * square - 1.0 / 5040.0;
-    sine_tail = sine_tail * square + 1.0 / 120.0;
-    cosine_tail = cosine_tail * square - 1.0 / 87178291200.0;
-    cosine_tail = cosine_tail * square + 1.0 / 479001600.0;
-    cosine_tail = cosine_tail * square - 1.0 / 3628800.0;
-    cosine_tail = cosine_tail * square + 1.0 / 40320.0;
-    cosine_tail = cosine_tail * square - 1.0 / 720.0;
-    cosine_tail = cosine_tail * square + 1.0 / 24.0;
-    const double cube = square * main;
-    const double s = main - ((square * (0.5 * rest - cube * sine_tail) - rest) + cube * (1.0 / 6.0));
-    const double half = 0.5 * square, top = 1.0 - half;
-    const double c = top + (((1.0 - top) - half) + (square * square * cosine_tail - main * rest));
-    switch ((int32_t)turns & 3) {
-    case 0: return s;
-    case 1: return c;
-    case 2: return -s;
-    default: return -c;
-    }
-}
-
 static double sinc(double x) {
     if (x == 0.0) return 1.0;
     x = x * PI;
-    return sine(x) / x;
+    double sine, cosine;
+    ev_sine_cosine(x, &sine, &cosine);
+    return sine / x;
 }
 
 static double support(int32_t resample) { return resample == EV_LANCZOS ? 3.0 : resample == EV_BICUBIC ? 2.0 : 1.0; }

@@ -1,5 +1,4 @@
 /* One operation after another over the new rows; inside an operation the threads take disjoint shares. */
-#include <math.h>
 #include <string.h>
 
 #include "internal.h"
@@ -71,19 +70,6 @@ static void gemm_task(void *argument, int32_t part, int32_t n_parts) {
          context->sums, weight_at(context, op->bias), context->arena + op->out + (int64_t)job->first_row * width, op->n, op->k,
          (job->rows + job->tile_rows - 1) / job->tile_rows, op->bias != EV_NONE, (op->flags & EV_FLAG_ACCUMULATE) != 0, begin * blocks,
          end * blocks);
-}
-
-/* Cosines and sines of the new tokens' positions, from a plan's frequencies; the angle is rounded to float, as
- * transformers rounds it. Two microseconds a token, where a table of 1,010,000 positions takes 517 MB. */
-static void turn_positions(ev_context *context, const ev_op *op, int32_t rows) {
-    const float *frequencies = weight_at(context, op->cos);
-    const int32_t half = op->head_dim / 2;
-    for (int32_t row = 0; row < rows; ++row)
-        for (int32_t c = 0; c < half; ++c) {
-            const float angle = (float)context->positions[row] * frequencies[c];
-            context->cosines[row * half + c] = (float)cos((double)angle);
-            context->sines[row * half + c] = (float)sin((double)angle);
-        }
 }
 
 static void append_task(void *argument, int32_t part, int32_t n_parts) {
@@ -204,7 +190,7 @@ ev_status ev_run_decoder(ev_context *context, int32_t rows, int32_t n_logits, in
             break;
         case EV_OP_GEMM: ev_pool_run_parts(model->pool, parts, gemm_task, &job); break;
         case EV_OP_APPEND:
-            if (job.op->sin == EV_NONE && !turned) turn_positions(context, job.op, rows);
+            if (job.op->sin == EV_NONE && !turned) ev_turn_positions(context, weight_at(context, job.op->cos), job.op->head_dim / 2, rows);
             turned = 1;
             ev_pool_run_parts(model->pool, job.rows == 1 ? 1 : parts, append_task, &job);
             break;

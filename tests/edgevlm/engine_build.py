@@ -18,7 +18,7 @@ const int32_t ev_variant_count = 0;
 
 def compile_c(target: Path, sources: list[Path], *flags: str, compiler: str = "cc") -> Path:
     """Compiles and links `sources` into `target` with warnings as errors."""
-    command = [*compiler.split(), *FLAGS, *flags, "-o", str(target), *map(str, sources), "-lm"]
+    command = [*compiler.split(), *FLAGS, *flags, "-o", str(target), *map(str, sources)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return target
