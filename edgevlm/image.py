@@ -31,7 +31,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from edgevlm.deep_tiff import DeepTiff, open_deep_tiff
 from edgevlm.errors import ImageError
-from edgevlm.file_kinds import HEAD_BYTES, foreign_kind, is_avif, is_text
+from edgevlm.picture_kinds import HEAD_BYTES, foreign_kind, is_avif, is_text
 from edgevlm.picture_memory import PictureHeader, decoding_bytes
 from edgevlm.sample_layout import is_misread, sample_layout, unreadable
 from edgevlm.samples import STRIP_PIXELS, WHOLE_PIXELS, grey_to_8, on_white, to_rgb
