@@ -226,10 +226,10 @@ class _Tokens:
                     *extra,
                     *(t for t in mapped["extra_special_tokens"] if t not in extra),
                 ]
-            if "additional_special_tokens" in values and "extra_special_tokens" not in values:
-                values["extra_special_tokens"] = values.pop("additional_special_tokens")
             named = {_content(values.get(name)) for name in NAMES}
             named |= {_content(token) for token in self._extra(values.get("extra_special_tokens"))}
+            if "additional_special_tokens" in values and "extra_special_tokens" not in values:
+                values["extra_special_tokens"] = values.pop("additional_special_tokens")
             for text, token_id in _object(files, ADDED_TOKENS, where).items():
                 is_special = text in named
                 self.by_id[self._id(token_id)] = AddedToken(text, normalized=not is_special, special=is_special)
