@@ -91,7 +91,7 @@ def test_interruptions_on_the_real_engine(
 ) -> None:
     """Cancel, close and trim at any moment: every answer ends, and the next is what it would have been."""
     output = java(classes, "org.edgevlm.InterruptionChecks", picture_package, tmp_path, library=jni)
-    assert "3 checks, 0 failed" in output
+    assert "4 checks, 0 failed" in output
 
 
 def test_a_failed_check_is_told(java: Any, classes: Path, tmp_path: Path) -> None:

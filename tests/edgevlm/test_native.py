@@ -110,6 +110,25 @@ def test_how_a_prompt_is_split_does_not_change_a_bit(package: Package, bits: tup
         assert (session.prefill([ids[290:]], places[290:]) != whole).any()
 
 
+def test_heads_of_128_channels_in_a_long_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units of 128 keys; with many threads and a long context fewer rows are computed together, to the same bits."""
+    monkeypatch.setattr("edgevlm.machine_cpus.machine_cpus", lambda: 8)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "max_position_embeddings": 8192}
+    source = tiny.make_llama(tmp_path / "checkpoint", **SIZES, **heads)
+    path = export_package(source, tmp_path / "package", ExportOptions(scheme="w4g32", verify=False))
+    compile_package(path, "x86_64", probes.text()[:2000])
+    package = open_package(path)
+    ids, places = tokens(package), np.arange(LENGTH)
+    small, large = NativeSession(package, context=400, threads=1), NativeSession(package, context=8192, threads=8)
+    whole = small.prefill([ids], places)
+    for session in (small, large):
+        for cut in (0, 100, 128, 129, 250, 290, 299):
+            session.truncate(0)
+            if cut:
+                session.prefill([ids[:cut]], places[:cut])
+            np.testing.assert_array_equal(session.prefill([ids[cut:]], places[cut:]), whole)
+
+
 def test_conversations_in_two_threads_share_a_models_threads(package: Package) -> None:
     """Two contexts of one model at once: each finds what it finds alone."""
     library = NativeLibrary(library_path())

@@ -7,7 +7,7 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 
-/** {@code InterruptionChecks package scratch}: cancel, close and trim at any moment, on the real engine. */
+/** {@code InterruptionChecks package scratch}: cancel, close and trim at any moment, and threads, on the real engine. */
 final class InterruptionChecks {
     private static final int ROUNDS = 40;
     private static final long LIMIT_S = 60;
@@ -28,10 +28,21 @@ final class InterruptionChecks {
     }
 
     private EdgeVlm open() throws EdgeVlmException {
+        return open(2);
+    }
+
+    private EdgeVlm open(int threads) throws EdgeVlmException {
         Options options = new Options();
-        options.threads = 2;
+        options.threads = threads;
         options.cacheDirectory = scratch;
         return EdgeVlm.open(directory, options);
+    }
+
+    void checkMoreThreadsThanTheMachineHasAreRefused() throws Exception {
+        for (int threads : new int[] {100_000, Integer.MAX_VALUE, -1}) {
+            Checks.refused(EdgeVlmException.Kind.USAGE, () -> open(threads), threads + " threads were asked for");
+        }
+        open(0).close();
     }
 
     /** Asks about a picture that no earlier question had, unless `seed` is one of an earlier question. */
