@@ -72,7 +72,7 @@ def test_pixels_stay_finite_at_the_ends_of_the_ranges() -> None:
     [
         ("config.json", {"max_tiles": 10**9}, EdgeVLMError, "max_tiles"),
         ("config.json", {"relaxed_alpha": 1.5}, EdgeVLMError, "relaxed_alpha"),
-        ("config.json", {"image_token_id": 10**6, "image_token": "<none>"}, PackageError, "has the id 1000000 in config.json"),
+        ("config.json", {"image_token_id": 10**6, "image_token": "<none>"}, PackageError, "has the id 1000000"),
         ("generation_config.json", {"min_p": 2}, PackageError, "min_p"),
     ],
 )
