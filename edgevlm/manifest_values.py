@@ -36,7 +36,7 @@ def wrong_values(manifest: Manifest) -> Iterator[str]:
     if processor is not None:
         yield from wrong_processor(processor)
     if prompt is not None:
-        yield from wrong_prompt(prompt, decoder.vocab_size)
+        yield from wrong_prompt(prompt)
     if processor is not None and prompt is not None:
         n_chars = (processor.max_tiles + 1) * prompt.tokens_per_tile * len(prompt.image_token)
         if n_chars > MAX_PICTURE_CHARS:
@@ -125,10 +125,11 @@ def wrong_processor(processor: ProcessorSpec) -> Iterator[str]:
             yield from _outside("processor.grid_pinpoints", side_px, 1, MAX_SIDE_TILES * MAX_TILE_PX)
 
 
-def wrong_prompt(prompt: PromptSpec, vocab_size: int) -> Iterator[str]:
+def wrong_prompt(prompt: PromptSpec) -> Iterator[str]:
     """Yields what is wrong with the image tokens and the texts around them."""
     yield from _outside("prompt.tokens_per_tile", prompt.tokens_per_tile, 1, MAX_SIZE)
-    yield from _outside("prompt.image_token_id", prompt.image_token_id, 0, vocab_size - 1)
+    # An added image token often lies behind the last row of the embedding: its features come from the tower.
+    yield from _outside("prompt.image_token_id", prompt.image_token_id, 0, MAX_VOCAB - 1)
     if not prompt.image_token:
         yield "prompt.image_token is empty"
     texts = ("image_prefix", "single_prefix", "tile_prefix", "row_suffix", "thumbnail_prefix", "image_suffix")

@@ -162,8 +162,8 @@ def _check_values(spec: ArchSpec, checkpoint: Checkpoint) -> None:
     wrong: list[str] = []
     if spec.processor is not None:
         wrong += wrong_processor(spec.processor)
-    if spec.language is not None and spec.prompt is not None:
-        wrong += wrong_prompt(spec.prompt, spec.language.vocab)
+    if spec.prompt is not None:
+        wrong += wrong_prompt(spec.prompt)
     if spec.language is not None and spec.generation is not None:
         wrong += wrong_generation(spec.generation, spec.language.vocab)
     if wrong:

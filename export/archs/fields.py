@@ -185,6 +185,10 @@ def rope_spec(fields: Fields, context: int) -> RopeSpec:
     if kind not in ROPE_KINDS:
         raise not_implemented("rope kind", kind, parameters.where(type_name), ROPE_KINDS)
     theta = parameters.positive("rope_theta", fields.positive("rope_theta", 10000.0))
+    if theta < 1:
+        raise UnsupportedModelError(
+            f"{fields.where('rope_theta')} is {theta:g}; implemented: 1 or more, where wavelengths grow along a head"
+        )
     for holder in (fields, parameters):
         holder.require("partial_rotary_factor", 1.0, (1.0,))
     if kind == "default":

@@ -54,6 +54,7 @@ SIZES = [
     _case("a negative epsilon", "rms_norm_eps must be above 0", rms_norm_eps=-1e-5),
     _case("a rotation base that is infinite", "rope_theta must be a finite number", rope_theta=float("inf")),
     _case("a rotation base beyond a float", "rope_theta must be a finite number", rope_theta=10**400),
+    _unsupported("a rotation base below 1", "rope_theta is 1e-30; implemented: 1 or", rope_theta=1e-30),
     _case("a rotation base of 0", "rope_theta must be above 0", rope_theta=0),
     _case("a flag that is a word", "tie_word_embeddings must be true or false", tie_word_embeddings="yes"),
     _case("a flag that is null", "attention_bias is null", attention_bias=None),

@@ -126,7 +126,7 @@ VALUES = [
         "an image token beyond the vocabulary",
         _tiny("bluelm_v", {"image_token_id": 5000, "image_token": "<absent>"}),
         PackageError,
-        "prompt.image_token_id is 5000",
+        "has the id 5000 in config.json, but tokenizer.json does not have it",
     ),
     BrokenCase(
         "an epsilon that vanishes in float32",

@@ -299,7 +299,7 @@ _VALUES: tuple[tuple[str, Callable[[Path], Any], str], ...] = (
     ("no pixels at least", _processor("min_pixels", 0), "processor.min_pixels is 0"),
     ("a canvas that is no grid", _processor("grid_pinpoints", [[28, 30]]), "no multiple of the tile's 28"),
     ("tiles without tokens", _prompt("tokens_per_tile", 0), "prompt.tokens_per_tile is 0"),
-    ("image token outside the vocabulary", _prompt("image_token_id", 10**6), "prompt.image_token_id is 1000000"),
+    ("image token beyond any vocabulary", _prompt("image_token_id", 10**9), "image_token_id is 1000000000"),
     ("a negative image token", _prompt("image_token_id", -200), "prompt.image_token_id is -200"),
     ("image token without a text", _prompt("image_token", ""), "prompt.image_token is empty"),
     ("5,000 characters for each picture", _prompt("image_prefix", _LONG), "prompt.image_prefix has 5,000 characters"),

@@ -29,6 +29,15 @@ def test_sound_packages_have_nothing_wrong(tmp_path: Path) -> None:
         assert len(list(wrong_values(replace(manifest, decoder=replace(manifest.decoder, head_dim=0))))) == 1
 
 
+def test_an_image_token_may_lie_behind_the_embedding(tmp_path: Path) -> None:
+    """As the demo's and SmolVLM-like ones do: the features come from the tower."""
+    manifest = open_package(write_package(tmp_path / "package")).manifest
+    assert manifest.prompt is not None
+    vocab = manifest.decoder.vocab_size
+    assert not list(wrong_values(replace(manifest, prompt=replace(manifest.prompt, image_token_id=vocab))))
+    assert list(wrong_values(replace(manifest, prompt=replace(manifest.prompt, image_token_id=-1))))
+
+
 @pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
 @pytest.mark.parametrize("value", NUMBERS)
 def test_a_default_that_a_manifest_may_hold_is_one_that_an_answer_is_made_with(name: str, value: float) -> None:
@@ -63,7 +72,7 @@ def test_pixels_stay_finite_at_the_ends_of_the_ranges() -> None:
     [
         ("config.json", {"max_tiles": 10**9}, EdgeVLMError, "max_tiles"),
         ("config.json", {"relaxed_alpha": 1.5}, EdgeVLMError, "relaxed_alpha"),
-        ("config.json", {"image_token_id": 10**6, "image_token": "<none>"}, PackageError, "image_token_id is 1000000"),
+        ("config.json", {"image_token_id": 10**6, "image_token": "<none>"}, PackageError, "has the id 1000000"),
         ("generation_config.json", {"min_p": 2}, PackageError, "min_p"),
     ],
 )
