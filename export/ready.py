@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from edgevlm.errors import BackendError, PackageError
+from edgevlm.tokenizers_library import tokenizers_errors
 from export.archspec import ArchSpec, LMSpec
 from export.checkpoint import Checkpoint
 from export.checkpoints.file_kinds import HEAD_BYTES, other_kind
@@ -89,17 +90,15 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.name} has no tokenizer.json, which every package needs; {checkpoint.tokenizer_hint}"
         )
     content = checkpoint.files["tokenizer.json"]
-    try:
-        return Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception for all of its errors
-        if "model" not in parse_object(content, f"{checkpoint.name}: tokenizer.json"):
-            raise PackageError(
-                f"{checkpoint.name}: tokenizer.json is JSON, but no tokenizer: it has no 'model'; download it again"
-            ) from None
+    if "model" not in parse_object(content, f"{checkpoint.name}: tokenizer.json"):
         raise PackageError(
-            f"{checkpoint.name}: no tokenizer can be made of tokenizer.json ({error}); download it again, or save it "
-            "anew with transformers (AutoTokenizer.from_pretrained, save_pretrained)"
-        ) from None
+            f"{checkpoint.name}: tokenizer.json is JSON, but no tokenizer: it has no 'model'; download it again"
+        )
+    hint = (
+        "; download it again, or save it anew with transformers (AutoTokenizer.from_pretrained, save_pretrained)"
+    )
+    with tokenizers_errors(f"{checkpoint.name}:", "no tokenizer can be made of tokenizer.json", hint):
+        return Tokenizer.from_str(content.decode("utf-8"))
 
 
 def _check_ids(checkpoint: Checkpoint, tokenizer: Any, n_rows: int) -> None:

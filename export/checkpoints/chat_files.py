@@ -97,8 +97,8 @@ def carried(
 ) -> dict[str, bytes]:
     """Returns the files that a package carries, with the one chat template of the checkpoint, or `template`, or none.
 
-    Raises PackageError when the template cannot render the simplest conversation, or when text or template give ids
-    that the embedding's `n_rows` rows do not have.
+    Raises PackageError when the template cannot render the simplest conversation, or gives ids that the embedding's
+    `n_rows` rows do not have.
     """
     if template is not None and without:
         raise UsageError("a chat template is given, and none is asked for; choose one")
@@ -106,8 +106,6 @@ def carried(
     tokenizer = None
     if "tokenizer.json" in files:
         tokenizer = Tokenizer(read_backend(files["tokenizer.json"].decode("utf-8"), "tokenizer.json"))
-        largest = max(tokenizer.backend.get_vocab(with_added_tokens=False).values(), default=-1)
-        _check_rows([largest], n_rows, prompt)
     if without:
         return _stripped(files)
     where = "the given chat template" if template is not None else f"the chat template of {checkpoint.name}"

@@ -151,7 +151,6 @@ CASES = [
     BrokenCase("file object of nothing", lambda tmp: BytesIO(), ImageError, "is empty"),
     BrokenCase("file object that fails", lambda tmp: Broken(OSError("lost")), ImageError, "cannot be read: lost"),
     BrokenCase("file object that gives None", lambda tmp: Broken(None), ImageError, "gives NoneType"),
-    BrokenCase("web address", lambda tmp: "https://example.org/a.png", ImageError, "download the picture first"),
     BrokenCase("file address of nothing", lambda tmp: (tmp / "no.png").as_uri(), ImageError, "no.png' does not exist"),
     BrokenCase("missing file", lambda tmp: tmp / "no.png", ImageError, "no.png' does not exist"),
     BrokenCase("directory", lambda tmp: tmp, ImageError, "is not a file"),

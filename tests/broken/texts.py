@@ -178,7 +178,7 @@ CASES = [
         "vocabulary larger than the embedding",
         _checkpoint(_larger_vocabulary),
         PackageError,
-        "gives the id 999, the model's embedding has 384 rows",
+        "the id 999, but the model has 384 tokens",
     ),
     BrokenCase(
         "template with a token beyond the embedding",
