@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgevlm.errors import PackageError, UsageError
-from edgevlm.tokenizers_library import tokenizers_errors
+from edgevlm.tokenizers_library import check_framing, tokenizers_errors
 
 if TYPE_CHECKING:
     from edgevlm.package import Package
@@ -225,7 +225,9 @@ def read_backend(text: str, where: str, hint: str = "") -> Any:
     from tokenizers import Tokenizer as Backend
 
     with tokenizers_errors(f"{where}:", "is not a tokenizer", hint):
-        return Backend.from_str(text)
+        backend = Backend.from_str(text)
+    check_framing(backend, where)
+    return backend
 
 
 class StreamDecoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,25 @@ def tokenizers_errors(where: str, doing: str, hint: str = "; export the model ag
             raise
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise PackageError(f"{where} {doing} ({reason[:300]}){hint}") from None
+
+
+def check_framing(backend: Any, where: str) -> None:
+    """Raises PackageError when the tokens put around a text are named, but not listed.
+
+    The library panics at the first text then, and prints its own words before ours.
+    """
+    if backend.post_processor is None:
+        return
+    state = json.loads(backend.post_processor.__getstate__())
+    for step in state.get("processors", [state]):
+        if step["type"] != "TemplateProcessing":
+            continue
+        named = [part["SpecialToken"]["id"] for part in (*step["single"], *step["pair"]) if "SpecialToken" in part]
+        missing = sorted(set(named) - set(step["special_tokens"]))
+        if missing:
+            raise PackageError(
+                f"{where}: the post-processor puts {missing[0]!r} around a text, which is not among its special_tokens"
+            )
 
 
 def written(backend: Any, where: str = "tokenizer.json") -> str:

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from edgevlm.errors import BackendError, PackageError
-from edgevlm.tokenizers_library import tokenizers_errors
+from edgevlm.tokenizer import read_backend
 from export.archspec import ArchSpec, LMSpec
 from export.checkpoint import Checkpoint
 from export.checkpoints.file_kinds import HEAD_BYTES, other_kind
@@ -83,8 +83,6 @@ def _pattern(stem: str) -> str:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
-    from tokenizers import Tokenizer
-
     if "tokenizer.json" not in checkpoint.files:
         raise PackageError(
             f"{checkpoint.name} has no tokenizer.json, which every package needs; {checkpoint.tokenizer_hint}"
@@ -94,11 +92,8 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
         raise PackageError(
             f"{checkpoint.name}: tokenizer.json is JSON, but no tokenizer: it has no 'model'; download it again"
         )
-    hint = (
-        "; download it again, or save it anew with transformers (AutoTokenizer.from_pretrained, save_pretrained)"
-    )
-    with tokenizers_errors(f"{checkpoint.name}:", "no tokenizer can be made of tokenizer.json", hint):
-        return Tokenizer.from_str(content.decode("utf-8"))
+    hint = "; download it again, or save it anew with transformers (AutoTokenizer.from_pretrained, save_pretrained)"
+    return read_backend(content.decode("utf-8"), f"{checkpoint.name}: tokenizer.json", hint)
 
 
 def _check_ids(checkpoint: Checkpoint, tokenizer: Any, n_rows: int) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgevlm.errors import PackageError, UnsupportedModelError
+from edgevlm.tokenizers_library import tokenizers_errors
 from export.checkpoints.gguf_container import GGUFFile
 
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 0, 1, 2, 3, 4, 5, 6
@@ -375,7 +376,5 @@ def _sampling(file: GGUFFile) -> dict[str, Any]:
 def _check(file: GGUFFile, content: bytes) -> None:
     from tokenizers import Tokenizer
 
-    try:
+    with tokenizers_errors(f"{file.path}: its tokenizer", "cannot be built", ""):
         Tokenizer.from_str(content.decode())
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception for all of its errors
-        raise PackageError(f"{file.path}: its tokenizer cannot be built: {error}.") from None

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from edgevlm.errors import PackageError
 from edgevlm.spec import CacheEntry
 from edgevlm.telemetry import import_onnxruntime
+from edgevlm.tokenizer import read_backend
+from edgevlm.tokenizers_library import tokenizers_errors
 from export.archspec import ArchSpec
 from export.checkpoint import Checkpoint
 from export.graphs.build import build_model
@@ -103,14 +105,14 @@ def measure(
 
 def token_ids(checkpoint: Checkpoint, n_tokens: int) -> NDArray[np.int64]:
     """Returns the first ids of the calibration text."""
-    from tokenizers import Tokenizer
-
     if "tokenizer.json" not in checkpoint.files:
         raise PackageError(
             f"{checkpoint.name} has no tokenizer.json, which measuring a mix needs; add it or choose another scheme"
         )
-    tokenizer = Tokenizer.from_str(checkpoint.files["tokenizer.json"].decode("utf-8"))
-    ids = tokenizer.encode(calibration_text()[: 40 * n_tokens], add_special_tokens=False).ids
+    where = f"{checkpoint.name}: tokenizer.json"
+    tokenizer = read_backend(checkpoint.files["tokenizer.json"].decode("utf-8"), where)
+    with tokenizers_errors(where, "cannot encode a text", ""):
+        ids = tokenizer.encode(calibration_text()[: 40 * n_tokens], add_special_tokens=False).ids
     return np.asarray(ids[:n_tokens], np.int64)
 
 

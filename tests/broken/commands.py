@@ -112,7 +112,7 @@ _ABSENT_TOKEN = {
     "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
     "special_tokens": {},
 }
-"""The library reads it, and panics at the first text."""
+"""The library reads it, and would panic at the first text."""
 _ABSENT_UNKNOWN = {"type": "WordLevel", "vocab": {"Hi": 0}, "unk_token": "[UNK]"}
 """The library raises at the first word that is not in the vocabulary."""
 _PICTURE = ("--image", _picture)
@@ -150,7 +150,7 @@ _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], type[EdgeVLMError], str], .
     ("a question nested without end", _edited("questions.jsonl", '"yes"', "[" * 9999), UsageError, "too deeply"),
     ("results that are not UTF-8", _results(b'{"format": "\xff"}'), UsageError, "no UTF-8 text at byte 12"),
     ("results with a score of 1e999", _results(b'{"format": 1, "score": 1e999}'), UsageError, "too large for a number"),
-    ("a tokenizer that panics", _tokenizer(post_processor=_ABSENT_TOKEN), PackageError, "tokenizer.json"),
+    ("a tokenizer that adds an absent token", _tokenizer(post_processor=_ABSENT_TOKEN), PackageError, "[X]"),
     ("a tokenizer without its unknown token", _tokenizer(model=_ABSENT_UNKNOWN), PackageError, "tokenizer.json"),
     ("a comparison with no results", _eval("--against", "none.json"), UsageError, "none.json"),
     ("more threads than CPUs", _run("Hello", "--threads", "100000"), UsageError, "the CPUs of this machine"),
