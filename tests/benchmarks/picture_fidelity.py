@@ -106,10 +106,10 @@ def share_features(session: Any, store: dict[bytes, Float32]) -> None:
     """From now on `encode` looks in `store` first: the same tiles in the same tower are the same features."""
     encode = session.encode
 
-    def looked_up(tiles: Float32) -> Float32:
+    def looked_up(tiles: Float32, cancel: CancelToken | None = None) -> Float32:
         key = hashlib.sha256(np.ascontiguousarray(tiles)).digest()
         if key not in store:
-            store[key] = encode(tiles)
+            store[key] = encode(tiles, cancel)
         return store[key]
 
     session.encode = looked_up

@@ -21,7 +21,7 @@ THREAD = ("-g", "-O1", "-fsanitize=thread")
 
 
 FILES = {
-    "fuzz_pictures": ["cpu", "error", "image", "resample", "sampler", "tiling"],
+    "fuzz_pictures": ["cpu", "error", "image", "resample", "sampler", "sine", "tiling"],
     "fuzz_plan": [file.stem for file in ENGINE.glob("*.c")],
     "race_pool": ["affinity", "threads"],
 }
