@@ -47,6 +47,9 @@ def wrong_values(manifest: Manifest) -> Iterator[str]:
     archs = [entry.arch for entry in manifest.compiled]
     if len(set(archs)) != len(archs):
         yield f"'compiled' lists an architecture twice: {sorted(archs)}"
+    for entry in manifest.compiled:
+        if entry.kv_bits:
+            yield from _wrong_kv_bits(f"compiled kv_bits of {entry.arch}", entry.kv_bits, decoder.num_hidden_layers)
     if manifest.npu is not None:
         yield from _wrong_npu(manifest.npu)
 
@@ -67,10 +70,14 @@ def wrong_decoder(decoder: DecoderSpec) -> Iterator[str]:
             f"{decoder.num_key_value_heads}"
         )
     yield from _wrong_cache(decoder)
-    if len(decoder.kv_bits) != decoder.num_hidden_layers:
-        yield f"decoder.kv_bits has {len(decoder.kv_bits)} layers, the model {decoder.num_hidden_layers}"
-    for bits in {bits for pair in decoder.kv_bits for bits in pair} - set(KV_BITS):
-        yield f"decoder.kv_bits has {bits}, expected {' or '.join(map(str, KV_BITS))}"
+    yield from _wrong_kv_bits("decoder.kv_bits", decoder.kv_bits, decoder.num_hidden_layers)
+
+
+def _wrong_kv_bits(where: str, table: tuple[tuple[int, int], ...], n_layers: int) -> Iterator[str]:
+    if len(table) != n_layers:
+        yield f"{where} has {len(table)} layers, the model {n_layers}"
+    for bits in {bits for pair in table for bits in pair} - set(KV_BITS):
+        yield f"{where} has {bits}, expected {' or '.join(map(str, KV_BITS))}"
 
 
 def _wrong_cache(decoder: DecoderSpec) -> Iterator[str]:

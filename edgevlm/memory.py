@@ -35,7 +35,8 @@ _POSITION_TABLES = ("rope.full.cos", "rope.full.sin")
 context are touched: with two of 259 MB, a session of 4,000 tokens peaked at 87 MB (2026-11-29)."""
 _PLAN_VERSION_TABLES = 2
 """The last version of plans that have such tables."""
-_NATIVE_KV_BITS = (8, 8)
+_UNSTATED_KV_BITS = (8, 8)
+"""Of plans whose manifest does not tell (CompiledEntry.kv_bits)."""
 _CACHE_BLOCK = 64
 """The engine's cache holds a multiple of this many tokens."""
 _SCORED_ROWS = 16
@@ -153,7 +154,7 @@ def estimate_native_memory(
     sizes = {entry.path: entry.size_bytes for entry in package.manifest.files}
     slots = decoder.num_key_value_heads * (-(-context // _CACHE_BLOCK) * _CACHE_BLOCK)
     kv = 0
-    for bits in kv_bits or [_NATIVE_KV_BITS] * decoder.num_hidden_layers:
+    for bits in kv_bits or compiled.kv_bits or [_UNSTATED_KV_BITS] * decoder.num_hidden_layers:
         per_channel = sum(4.0 if part == 16 else part / 8 for part in bits)
         kv += int(slots * (decoder.head_dim * per_channel + 2 * _FLOAT_BYTES))
     rows = _SCORED_ROWS * decoder.vocab_size + PREFILL_CHUNK_TOKENS * _LIVE_HIDDEN_TENSORS * decoder.hidden_size

@@ -108,7 +108,8 @@ class DecoderSpec:
     """Context when none is asked for at load time."""
     cache: tuple[CacheEntry, ...]
     kv_bits: tuple[tuple[int, int], ...]
-    """Per layer (bits of keys, bits of values) for the native backend: 16 (float), 8 or 4."""
+    """Per layer (bits of keys, bits of values) that onnxruntime's cache holds: 16 (float). What the native engine's
+    holds stands in CompiledEntry."""
     position_rank: Literal[1, 3] = 1
     """3 for multimodal RoPE: one position per time, height and width."""
 
@@ -220,6 +221,9 @@ class CompiledEntry:
     plan_version: int
     vision: str | None = None
     """Path of vision.bin, the vision tower's weights; null when onnxruntime runs the tower."""
+    kv_bits: tuple[tuple[int, int], ...] = ()
+    """Per layer (bits of keys, bits of values) of the cache that the plan asks for: 16 (float), 8 or 4. Empty in
+    packages compiled before this was written down, whose plans ask for 8 and 8 in every layer."""
 
 
 @dataclass(frozen=True)

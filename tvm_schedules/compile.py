@@ -25,6 +25,8 @@ from tvm_schedules.plan import NO_FILE, VERSION, Graph, PlanInfo, WeightsFile, w
 from tvm_schedules.tower_kernels import TOWER_ARCHS
 
 PACKED_ARCHS = ("x86_64", "arm64")
+KV_BITS = (8, 8)
+"""Bits of keys and values in the cache of every layer."""
 """Architectures whose weight layout `layouts` packs."""
 PLAN, WEIGHTS, VISION = "plan.bin", "weights.bin", "vision.bin"
 
@@ -70,10 +72,11 @@ def _compile_package(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        _write(package, arch, ranges, scratch, vision)
         names = [PLAN, WEIGHTS, VISION] if vision else [PLAN, WEIGHTS]
         paths = [f"lib/{arch}/{name}" for name in names]
-        entry = CompiledEntry(arch, paths[0], paths[1], VERSION, paths[2] if vision else None)
+        kv_bits = (KV_BITS,) * package.manifest.decoder.num_hidden_layers
+        _write(package, arch, ranges, scratch, vision, kv_bits)
+        entry = CompiledEntry(arch, paths[0], paths[1], VERSION, paths[2] if vision else None, kv_bits)
         files = [_file_entry(scratch / name, path) for name, path in zip(names, paths, strict=True)]
         # The manifest stops naming the old files before they go, and names the new ones once they are there.
         _rewrite_manifest(package, arch, None, [])
@@ -136,7 +139,14 @@ def _has_tower(package: Package) -> bool:
     return any(entry.name == "vision_encoder" for entry in package.manifest.graphs)
 
 
-def _write(package: Package, arch: str, ranges: list[KeyRange], directory: Path, vision: bool) -> None:
+def _write(
+    package: Package,
+    arch: str,
+    ranges: list[KeyRange],
+    directory: Path,
+    vision: bool,
+    kv_bits: tuple[tuple[int, int], ...],
+) -> None:
     decoder = package.manifest.decoder
     sources = [OnnxGraph(package.graph(name)) for name in ("decoder_model_merged", "embed_tokens")]
     with WeightsFile(directory / WEIGHTS, arch) as weights:
@@ -155,7 +165,7 @@ def _write(package: Package, arch: str, ranges: list[KeyRange], directory: Path,
         vocab_size=decoder.vocab_size,
         max_positions=lowered.max_positions or decoder.max_position_embeddings,
         chunk_tokens=CHUNK_TOKENS,
-        kv_bits=((8, 8),) * lowered.n_layers,
+        kv_bits=kv_bits,
     )
     write_plan(directory / PLAN, info, graphs, weights.file_hash(), vision_hash)
 
@@ -208,6 +218,6 @@ def compile_tower(graph: Path, arch: str, directory: Path) -> LoweredTower:
         tower = lower_vision(OnnxGraph(graph), vision)
     with WeightsFile(directory / WEIGHTS, arch) as weights:
         weights.add(np.zeros(64, np.uint8))
-    info = PlanInfo(arch, tower.width, vocab_size=1, max_positions=1, chunk_tokens=1, kv_bits=((8, 8),))
+    info = PlanInfo(arch, tower.width, vocab_size=1, max_positions=1, chunk_tokens=1, kv_bits=(KV_BITS,))
     write_plan(directory / PLAN, info, [tower.graph], weights.file_hash(), vision.file_hash())
     return tower

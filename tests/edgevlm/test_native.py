@@ -282,6 +282,20 @@ def test_auto_prefers_the_native_engine(package: Package, monkeypatch: pytest.Mo
         assert model.generate("Hello", max_new_tokens=16).token_ids == ids["onnx"]
 
 
+def test_the_manifest_says_what_the_cache_holds(package: Package) -> None:
+    """The bits that compile wrote down are those at the end of plan.bin, and those of the cache that is made."""
+    compiled = package.compiled(host_arch())
+    assert compiled is not None and compiled.kv_bits == ((8, 8),) * N_LAYERS
+    assert package.file(compiled.plan).read_bytes()[-2 * N_LAYERS :] == bytes([8, 8] * N_LAYERS)
+    by_bits = {}
+    for bits in (None, (8, 8), (8, 4), (16, 16)):
+        session = NativeSession(package, context=400, kv_bits=bits and [bits] * N_LAYERS)
+        session.prefill([tokens(package)], np.arange(LENGTH))
+        by_bits[bits] = session.memory().kv_bytes
+        session.close()
+    assert by_bits[None] == by_bits[8, 8] != by_bits[8, 4] != by_bits[16, 16]
+
+
 def test_uncompiled_packages_are_refused_by_name(tmp_path: Path) -> None:
     path = export_package(tiny.make_llama(tmp_path / "c"), tmp_path / "p", ExportOptions(scheme="fp32", verify=False))
     with pytest.raises(BackendError, match="edgevlm compile"):

@@ -1,6 +1,7 @@
 package org.edgevlm;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -10,6 +11,7 @@ final class Manifest {
     static final String NAME = "edgevlm.json";
     static final int SCHEMA_VERSION = 1;
     private static final int PLAN_VERSION_TABLES = 2;
+    private static final List<?> UNSTATED_KV_BITS = Arrays.asList(8L, 8L);
     static final long MAX_BYTES = 32 << 20;
 
     /** One file of the package. */
@@ -72,13 +74,12 @@ final class Manifest {
     final int maxPositions;
     final int defaultContext;
     final int[] eosTokenIds;
-    /** Per layer the bits of keys and of values. */
-    final int[][] kvBits;
     final Fields generation;
     final List<Entry> files = new ArrayList<>();
     private final Map<String, Entry> byPath = new HashMap<>();
     private final Map<String, String> planByArch = new HashMap<>();
     private final Map<String, Integer> versionByPlan = new HashMap<>();
+    private final Map<String, int[][]> kvBitsByPlan = new HashMap<>();
     /** Paths in the package; null where there is none. */
     final String tokenizerPath;
     final String chatPath;
@@ -114,14 +115,6 @@ final class Manifest {
             throw new EdgeVlmException(EdgeVlmException.Kind.UNSUPPORTED,
                 NAME + ": positions of rank " + rank + " (M-RoPE) are not implemented on devices");
         }
-        kvBits = new int[nLayers][2];
-        List<?> bits = decoder.list("kv_bits");
-        for (int i = 0; i < nLayers; i++) {
-            List<?> pair = Fields.asList(i < bits.size() ? bits.get(i) : null, "decoder.kv_bits");
-            for (int part = 0; part < 2; part++) {
-                kvBits[i][part] = Fields.asInteger(part < pair.size() ? pair.get(part) : null, "decoder.kv_bits");
-            }
-        }
         generation = root.object("generation");
         eosTokenIds = generation.integers("eos_token_ids");
         for (Fields fields : root.objects("files")) {
@@ -135,6 +128,7 @@ final class Manifest {
             for (Fields fields : root.objects("compiled")) {
                 planByArch.put(fields.text("arch"), listed(fields.text("plan")));
                 versionByPlan.put(fields.text("plan"), fields.integer("plan_version"));
+                kvBitsByPlan.put(fields.text("plan"), kvBits(fields));
             }
         }
         Fields device = root.has("device") ? root.object("device") : null;
@@ -178,6 +172,29 @@ final class Manifest {
     String planDirectory(String arch) {
         String plan = planByArch.get(arch);
         return plan == null || plan.lastIndexOf('/') < 0 ? null : plan.substring(0, plan.lastIndexOf('/'));
+    }
+
+    /** Returns per layer the bits of keys and of values of the cache that the plan in `directory` asks for. */
+    int[][] kvBits(String directory) throws EdgeVlmException {
+        int[][] found = kvBitsByPlan.get(directory + "/plan.bin");
+        if (found == null) {
+            throw damaged("nothing is compiled in '" + directory + "'");
+        }
+        return found;
+    }
+
+    /** Packages that were compiled before the bits were written down have 8 and 8 in every layer. */
+    private int[][] kvBits(Fields compiled) throws EdgeVlmException {
+        List<?> stated = compiled.has("kv_bits") ? compiled.list("kv_bits") : new ArrayList<>();
+        int[][] found = new int[nLayers][2];
+        for (int i = 0; i < nLayers; i++) {
+            List<?> pair = stated.isEmpty() ? UNSTATED_KV_BITS
+                : Fields.asList(i < stated.size() ? stated.get(i) : null, "compiled.kv_bits");
+            for (int part = 0; part < 2; part++) {
+                found[i][part] = Fields.asInteger(part < pair.size() ? pair.get(part) : null, "compiled.kv_bits");
+            }
+        }
+        return found;
     }
 
     /**

@@ -20,7 +20,7 @@ public final class MemoryBudget {
         long weights = size(manifest, directory + "/weights.bin");
         weightsBytes = Math.max(0, weights - manifest.untouchedBytes(directory, contextTokens));
         visionBytes = size(manifest, directory + "/vision.bin");
-        keyValueBytes = contextTokens * bytesPerToken(manifest);
+        keyValueBytes = contextTokens * bytesPerToken(manifest, manifest.kvBits(directory));
         long width = (long) manifest.hiddenSize * LIVE_WIDTHS + manifest.vocabSize / CHUNK_TOKENS * 3L;
         workBytes = CHUNK_TOKENS * width * 4 + FIXED_BYTES + size(manifest, manifest.tokenizerPath);
     }
@@ -30,9 +30,9 @@ public final class MemoryBudget {
         return entry == null ? 0 : entry.sizeBytes;
     }
 
-    private static long bytesPerToken(Manifest manifest) {
+    private static long bytesPerToken(Manifest manifest, int[][] kvBits) {
         long total = 0;
-        for (int[] bits : manifest.kvBits) {
+        for (int[] bits : kvBits) {
             for (int part : bits) {
                 long values = (long) manifest.nKeyValueHeads * manifest.headDim;
                 total += part >= 16 ? values * 4 : values * part / 8 + (long) manifest.nKeyValueHeads * SCALE_BYTES;

@@ -63,9 +63,12 @@ final class ConversationRunner {
         GenerationOptions options = model.generationOptions().withMaxNewTokens(given.integer("max_new_tokens"));
         if (given.has("sampling")) {
             Fields sampling = given.object("sampling");
-            options = options.withTemperature(sampling.real("temperature", 0)).withTopK(sampling.integer("top_k", 0))
-                .withTopP(sampling.real("top_p", 1)).withSeed(sampling.has("seed") ? sampling.whole("seed") : 0)
+            options = options.withTemperature(sampling.real("temperature", 0))
+                .withSeed(sampling.has("seed") ? sampling.whole("seed") : 0)
                 .withRepetitionPenalty(sampling.real("repetition_penalty", 1));
+            // what is not given is the package's
+            options = sampling.has("top_k") ? options.withTopK(sampling.integer("top_k")) : options;
+            options = sampling.has("top_p") ? options.withTopP(sampling.real("top_p", 1)) : options;
         }
         List<Object> results = new ArrayList<>();
         for (Fields turn : given.objects("turns")) {

@@ -91,6 +91,24 @@ final class ImporterChecks {
         Checks.equal(found[1], 600_000_000L - (1_010_000L - 4096) * made.headDim * 4);
     }
 
+    void checkTheCacheIsCountedAsThePlanHasIt() throws Exception {
+        String stated = new String(Files.readAllBytes(new File(original, "edgevlm.json").toPath()), "UTF-8");
+        String unstated = stated.replaceAll("\"kv_bits\": \\[[^a-z]*\\](?=\\s*\\}\\s*\\])", "\"kv_bits\": []");
+        String wide = stated.replaceAll("(\"kv_bits\": \\[\\s+\\[\\s+)8(,\\s+)8(?=[^a-z]*\\}\\s*\\])", "$116$216");
+        Checks.that(!unstated.equals(stated) && !wide.equals(stated), "the manifest is written otherwise");
+        long[] found = new long[3];
+        String[] manifests = {stated, unstated, wide};
+        for (int i = 0; i < 3; i++) {
+            Manifest manifest = new Manifest(manifests[i].getBytes("UTF-8"));
+            found[i] = new MemoryBudget(manifest, "lib/x86_64", 4096).keyValueBytes;
+        }
+        Manifest manifest = new Manifest(stated.getBytes("UTF-8"));
+        long row = manifest.nKeyValueHeads * (manifest.headDim + 4L) * 2;
+        Checks.equal(found[0], 4096 * manifest.nLayers * row);
+        Checks.equal(found[1], found[0]);
+        Checks.equal(found[2], found[0] + 4096 * (manifest.nKeyValueHeads * manifest.headDim * 8L - row));
+    }
+
     void checkAnotherFolderIsRefused() throws Exception {
         refuses(fresh("empty"), EdgeVlmException.Kind.PACKAGE, "edgevlm.json", "not a package");
     }
