@@ -60,6 +60,7 @@ COMMANDS: dict[str, Callable[[Any], list[str]]] = {
     "checkpoints": lambda argument: ["export", str(argument), "-o", "out"],
     "configs": lambda argument: ["export", str(argument), "-o", "out"],
     "exports": lambda argument: ["export", str(argument), "-o", "out"],
+    "gguf_files": lambda argument: ["export", str(argument), "-o", "out"],
     "images": lambda argument: ["tiles", str(argument)],
     "texts": lambda argument: ["export", *map(str, argument), "-o", "out"],
     "commands": _words,

@@ -14,8 +14,8 @@ import safetensors
 from edgevlm.errors import BackendError, PackageError, UnsupportedModelError, UsageError
 from export.checkpoint import open_checkpoint
 from export.checkpoints import source
-from tests.broken import BrokenCase
-from tests.broken.checkpoints import CASES, CONFIG, SNAPSHOTS
+from tests.broken import BrokenCase, checkpoints, gguf_files
+from tests.broken.checkpoints import CONFIG, SNAPSHOTS
 from tests.safetensors_bytes import encode, file_of, header_of, pack
 
 # Multiples of 1/64 below 4 are exact in bfloat16 and float16.
@@ -190,7 +190,7 @@ def test_reading_keeps_nothing(tmp_path: Path) -> None:
     assert int(result.stdout) < 150 * 1024
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*checkpoints.CASES, *gguf_files.CASES], ids=lambda case: case.name)
 def test_broken_inputs_are_refused_at_once(case: BrokenCase, tmp_path: Path) -> None:
     with pytest.raises(case.error) as caught:
         open_checkpoint(case.make(tmp_path))
