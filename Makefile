@@ -160,8 +160,9 @@ test: $(VENV)/.dev $(NATIVE) ## lint, types, tests; the other test targets have 
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'not android and not emulated and not slow and not weights' $(PYTEST_FLAGS)
 
-test-slow: $(VENV)/.qnn $(NATIVE) ## tests that take minutes, with real weights
-	EDGEVLM_TEST_WEIGHTS=1 $(VENV)/bin/python -m pytest -m slow $(PYTEST_FLAGS)
+test-slow: $(VENV)/.qnn $(NATIVE) $(VENV_REFERENCE)/.reference ## tests that take minutes, with real weights; long comparisons
+	EDGEVLM_TEST_WEIGHTS=1 $(VENV)/bin/python -m pytest -m 'slow and not reference' $(PYTEST_FLAGS)
+	$(VENV_REFERENCE)/bin/python -m pytest -m 'slow and reference' $(PYTEST_FLAGS)
 
 test-emulated: $(VENV)/.qnn $(NATIVE) ## arm64, Hexagon and older x86-64 under qemu, the NPU's emulator; needs the tools of `make deps`
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'emulated and not slow' $(PYTEST_FLAGS)
@@ -170,7 +171,7 @@ test-android: $(VENV)/.dev $(NATIVE) ## the Android library and the app's logic 
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'android and not slow' --dist loadfile tests/android_demo $(PYTEST_FLAGS)
 
 test-reference: $(VENV_REFERENCE)/.reference ## the comparisons live against transformers and torch, and with real weights
-	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m pytest -m '(reference or weights) and not android and not emulated' $(PYTEST_FLAGS)
+	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m pytest -m '(weights or (reference and not slow)) and not android and not emulated' $(PYTEST_FLAGS)
 
 DEBIAN_TOOLS := clang-19 lld-19 llvm-19 qemu-user gcc-aarch64-linux-gnu g++-aarch64-linux-gnu \
   openjdk-17-jdk-headless aapt apksigner zipalign android-framework-res dexdump android-libnativehelper-dev adb strace util-linux
