@@ -12,6 +12,7 @@ import pytest
 
 from edgevlm.backends.native import NativeSession
 from edgevlm.backends.native_library import NativeLibrary, host_arch, library_path
+from edgevlm.cancel import CancelToken
 from edgevlm.errors import BackendError, UsageError
 from edgevlm.model import load
 from edgevlm.package import Package, open_package
@@ -173,12 +174,14 @@ class Recorded:
             session = model.session
             encode, prefill, step, truncate = session.encode, session.prefill, session.step, session.truncate
 
-            def encode_recorded(tiles: np.ndarray) -> np.ndarray:
+            def encode_recorded(tiles: np.ndarray, cancel: CancelToken | None = None) -> np.ndarray:
                 pixels.append(np.array(tiles, np.float32))
-                self.features.append(encode(tiles))
+                self.features.append(encode(tiles, cancel))
                 return self.features[-1]
 
-            def prefill_recorded(segments: Sequence[np.ndarray], positions: np.ndarray) -> np.ndarray:
+            def prefill_recorded(
+                segments: Sequence[np.ndarray], positions: np.ndarray, cancel: CancelToken | None = None
+            ) -> np.ndarray:
                 for segment in segments:
                     if segment.ndim == 1:
                         self.segments.append(ids_segment(segment))
@@ -189,11 +192,11 @@ class Recorded:
                     self.files[-1].write_bytes(tiles[:n_tiles].tobytes())
                     self.segments.append(f"tiles:{self.files[-1]}")
                     pixels[:] = [tiles[n_tiles:]]
-                return said(prefill(segments, positions))
+                return said(prefill(segments, positions, cancel))
 
-            def step_recorded(token: int, position: int) -> np.ndarray:
+            def step_recorded(token: int, position: int, cancel: CancelToken | None = None) -> np.ndarray:
                 assert token == self.tokens[-1]
-                return said(step(token, position))
+                return said(step(token, position, cancel))
 
             def truncate_recorded(n_tokens: int) -> None:
                 self.segments.append(f"keep:{n_tokens}")
