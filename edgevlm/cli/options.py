@@ -30,7 +30,10 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         "with commas (default: the package's)",
     )
     group.add_argument(
-        "--memory-budget", type=size_bytes, metavar="SIZE", help="refuse to load above this, for example 1500M or 2G"
+        "--memory-budget",
+        type=size_bytes,
+        metavar="SIZE",
+        help="refuse to load, or to take a picture, above this, for example 1500M or 2G",
     )
     group.add_argument("--fit", action="store_true", help="use fewer picture tiles when the context would overflow")
 

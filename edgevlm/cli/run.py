@@ -22,7 +22,7 @@ JSON_FIELDS = {
     "n_prompt_tokens": "tokens of the prompt, pictures included",
     "n_image_tokens": "of these, the pictures'",
     "n_tiles": "picture tiles encoded",
-    "n_reused_tokens": "prompt tokens that were in the cache already",
+    "n_reused_tokens": "prompt tokens that were in the cache already; whole chunks of 128 on onnx",
     "tile_budget": "grid tiles per picture after --fit lowered them, or null",
     "timings": "seconds: {load_s, encode_s, prefill_s, decode_s, first_token_s, total_s}",
     "prefill_tok_per_s": "prompt tokens per second",
