@@ -85,9 +85,10 @@ def _wrong_cache(decoder: DecoderSpec) -> Iterator[str]:
     if not names or len(set(names)) != len(names):
         yield "decoder.cache names are missing or not unique"
     for entry in decoder.cache:
-        where = f"decoder.cache shape of {entry.past_name!r} is {entry.shape}"
+        where = f"decoder.cache shape of {entry.past_name!r} is {_few(entry.shape)}"
         sizes = [axis for axis in entry.shape if isinstance(axis, int)]
-        if not all(1 <= size <= MAX_SIZE for size in sizes) or any(axis not in (*sizes, "P") for axis in entry.shape):
+        words = [axis for axis in entry.shape if not isinstance(axis, int)]
+        if not all(1 <= size <= MAX_SIZE for size in sizes) or set(words) - {"P"}:
             yield where
         if entry.kind in ("key", "value") and [isinstance(axis, int) for axis in entry.shape] != [True, False, True]:
             yield f"{where}, expected heads, 'P' and width"

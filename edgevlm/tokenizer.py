@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgevlm.errors import PackageError, UsageError
-from edgevlm.tokenizers_library import check_framing, tokenizers_errors
+from edgevlm.tokenizers_library import check_framing, check_pieces, tokenizers_errors
 
 if TYPE_CHECKING:
     from edgevlm.package import Package
@@ -224,6 +224,7 @@ def read_backend(text: str, where: str, hint: str = "") -> Any:
     """Returns the `tokenizers` object of a tokenizer.json's text. Raises PackageError that names `where`."""
     from tokenizers import Tokenizer as Backend
 
+    check_pieces(text, where)
     with tokenizers_errors(f"{where}:", "is not a tokenizer", hint):
         backend = Backend.from_str(text)
     check_framing(backend, where)

@@ -10,6 +10,9 @@ from typing import Any
 from edgevlm.errors import PackageError
 from edgevlm.manifest_values import MAX_VOCAB
 
+MAX_PIECE_CHARS = 10_000
+"""Published vocabularies have none of a hundred."""
+
 
 @contextmanager
 def tokenizers_errors(where: str, doing: str, hint: str = "; export the model again") -> Iterator[None]:
@@ -26,6 +29,25 @@ def tokenizers_errors(where: str, doing: str, hint: str = "; export the model ag
             raise
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise PackageError(f"{where} {doing} ({reason[:300]}){hint}") from None
+
+
+def check_pieces(text: str, where: str) -> None:
+    """Raises PackageError when a piece of a Unigram model, in a tokenizer.json's text, is too long for the library.
+
+    It frees the model's trie level by level, each in a call of its own: a piece of a million characters overflows the
+    stack, which ends the process.
+    """
+    if '"Unigram"' not in text:
+        return
+    try:
+        pieces = json.loads(text)["model"]["vocab"]
+        longest = max((len(piece[0]) for piece in pieces), default=0)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return  # no Unigram model: the library says what it is
+    if longest > MAX_PIECE_CHARS:
+        raise PackageError(
+            f"{where}: a piece of its vocabulary has {longest:,} characters, at most {MAX_PIECE_CHARS:,} are read"
+        )
 
 
 def check_framing(backend: Any, where: str) -> None:

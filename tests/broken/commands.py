@@ -115,6 +115,8 @@ _ABSENT_TOKEN = {
 """The library reads it, and would panic at the first text."""
 _ABSENT_UNKNOWN = {"type": "WordLevel", "vocab": {"Hi": 0}, "unk_token": "[UNK]"}
 """The library raises at the first word that is not in the vocabulary."""
+_LONG_PIECE = {"type": "Unigram", "unk_id": 0, "vocab": [["Hi", 0.0], ["x" * 10**6, -1.0]]}
+"""The library would overflow the stack when it frees the vocabulary."""
 _PICTURE = ("--image", _picture)
 
 _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], type[EdgeVLMError], str], ...] = (
@@ -151,6 +153,7 @@ _ROWS: tuple[tuple[str, Callable[[Path], list[Any]], type[EdgeVLMError], str], .
     ("results that are not UTF-8", _results(b'{"format": "\xff"}'), UsageError, "no UTF-8 text at byte 12"),
     ("results with a score of 1e999", _results(b'{"format": 1, "score": 1e999}'), UsageError, "too large for a number"),
     ("a tokenizer that adds an absent token", _tokenizer(post_processor=_ABSENT_TOKEN), PackageError, "[X]"),
+    ("a token of a million characters", _tokenizer(model=_LONG_PIECE), PackageError, "1,000,000 characters"),
     ("a tokenizer without its unknown token", _tokenizer(model=_ABSENT_UNKNOWN), PackageError, "tokenizer.json"),
     ("a comparison with no results", _eval("--against", "none.json"), UsageError, "none.json"),
     ("more threads than CPUs", _run("Hello", "--threads", "100000"), UsageError, "the CPUs of this machine"),
