@@ -163,6 +163,6 @@ def _outside(name: str, value: float, least: float, most: float) -> Iterator[str
         )
 
 
-def _few(values: Sequence[int]) -> str:
+def _few(values: Sequence[int | str]) -> str:
     shown = ", ".join(map(str, values[:5]))
     return f"[{shown}]" if len(values) <= 5 else f"[{shown} and {len(values) - 5} more]"
