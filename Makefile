@@ -171,7 +171,7 @@ test-android: $(VENV)/.dev $(NATIVE) ## the Android library and the app's logic 
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m 'android and not slow' --dist loadfile tests/android_demo $(PYTEST_FLAGS)
 
 test-reference: $(VENV_REFERENCE)/.reference ## the comparisons live against transformers and torch, and with real weights
-	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m pytest -m '(weights or (reference and not slow)) and not android and not emulated' $(PYTEST_FLAGS)
+	EDGEVLM_TEST_WEIGHTS=1 $(VENV_REFERENCE)/bin/python -m pytest -n $(WORKERS) -m '(weights or (reference and not slow)) and not android and not emulated' $(PYTEST_FLAGS)
 
 DEBIAN_TOOLS := clang-19 lld-19 llvm-19 qemu-user gcc-aarch64-linux-gnu g++-aarch64-linux-gnu \
   openjdk-17-jdk-headless aapt apksigner zipalign android-framework-res dexdump android-libnativehelper-dev adb strace util-linux
