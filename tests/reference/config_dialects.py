@@ -74,6 +74,7 @@ ROPES: tuple[Any, ...] = (
     {"full_attention": {"rope_type": "linear", "factor": 4.0}},
 )
 HUGE = 10**9
+MAX_WEIGHTS = 20_000_000
 FLAGS = (ABSENT, True, False, False, None)
 ODD: tuple[Any, ...] = (None, -1, 0, 2.0, "2", True, [2], {}, HUGE, 1e400, float("nan"))
 TEXT_FIELDS: dict[str, tuple[Any, ...]] = {
@@ -258,7 +259,8 @@ def ours(source: Path, out: Path) -> Values | EdgeVLMError:
 def theirs(case: Case, source: Path) -> Values | str:
     """The same of transformers, or why it has none: an error, or weights that it would draw at random.
 
-    It is not asked for a size of 10^9, for which it would take the machine's memory.
+    It is not asked for a size of 10^9, for which it would take the machine's memory, nor for a part of its own default
+    size: a text_config that is null is a language model of 7 billion weights.
     """
     if any(value == HUGE for _, _, value in case.changes):
         return "not asked"
@@ -269,6 +271,10 @@ def theirs(case: Case, source: Path) -> Values | str:
     try:
         model_class = _model_class(case.family)
         config = model_class.config_class.from_pretrained(source)
+        with torch.device("meta"):
+            n_weights = sum(weight.numel() for weight in model_class(config).parameters())
+        if n_weights > MAX_WEIGHTS:
+            return f"a model of {n_weights:,} weights"
         model, info = model_class.from_pretrained(
             None,
             config=config,
